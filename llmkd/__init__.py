@@ -1,0 +1,3 @@
+"""Knowledge distillation for large language models."""
+
+__version__ = "0.1.0"
