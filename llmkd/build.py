@@ -1,0 +1,196 @@
+"""Recipe -> live objects.  The only file that knows all of them.
+
+tokenizer -> student -> teachers -> rows -> objective -> trainer
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+
+from llmkd import modelling
+from llmkd.backbone import check_family, head_rows
+from llmkd.config import Recipe
+from llmkd.data.collate import Collator
+from llmkd.data.pipeline import Prepared, prepare_held_out, prepare_training
+from llmkd.data.sampling import MixtureSampler
+from llmkd.data.vocabulary import compare
+from llmkd.objectives.objective import Objective, Term
+from llmkd.teachers.local import LocalTeacher
+from llmkd.trainers.held_out import HeldOut
+from llmkd.trainers.offpolicy import OffPolicyTrainer
+from llmkd.trainers.settings import OffPolicySettings, settings_of
+from llmkd.trl_compat import wrap_frozen
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass
+class Job:
+    """A recipe's live objects, ready to train."""
+
+    recipe: Recipe
+    trainer: OffPolicyTrainer
+    tokenizer: Any
+    teachers: dict[str, LocalTeacher]
+    held_out: list[HeldOut]
+
+
+def build(recipe: Recipe, callbacks: list[Any] | None = None) -> Job:
+    """Everything a run needs, or ValueError saying which key of the recipe does not fit the models or the data."""
+    args = settings_of(recipe)
+    tokenizer = modelling.load_tokenizer(recipe.student)
+    student = modelling.load_student(recipe.student, tokenizer)
+    teachers = {t.name: modelling.load_teacher(t) for t in recipe.teachers} if _asks_teacher(recipe) else {}
+    teacher_tokenizers = {t.name: modelling.load_teacher_tokenizer(t) for t in recipe.teachers if t.name in teachers}
+    packed = bool(args.packing)
+    if not modelling.sharded_at_load():
+        for where, model in [("student", student), *((f"teachers.{n}", m) for n, m in teachers.items())]:
+            check_family(model, packed=packed, where=where)
+    vocabulary = _shared_vocabulary(recipe, student, tokenizer, teachers, teacher_tokenizers)
+    _warn_small_teachers(student, teachers)
+    own = {t.name: teacher_tokenizers[t.name] for t in recipe.teachers if t.template == "own" and t.name in teachers}
+    domains = domains_of(recipe)
+    rows = prepare_training(recipe.data, args, tokenizer, own, domains, seed=recipe.run.seed)
+    attention = recipe.student.attn_implementation
+    collate_held_out = _collator(args, tokenizer, own, bool(args.eval_packing), attention)
+    held_out = [
+        HeldOut(domain, held, collate_held_out, args.eval_batch_size)
+        for domain, held in prepare_held_out(recipe.eval, args, tokenizer, own, domains).items()
+    ]
+    trainer = OffPolicyTrainer(
+        model=student,
+        args=_with_steps(args, rows),
+        data_collator=_collator(args, tokenizer, own, packed, attention),
+        train_dataset=rows.dataset,
+        processing_class=tokenizer,
+        peft_config=modelling.lora_config(recipe.student.lora),
+        callbacks=callbacks or [],
+        objective=build_objective(recipe, domains, vocabulary),
+        yardstick=build_yardstick(recipe, domains, vocabulary, list(teachers)),
+        teachers={},
+        order=None if rows.streaming else _order(rows, recipe.run.seed),
+        held_out=held_out,
+    )
+    live = {name: _live_teacher(name, model, trainer, name in own) for name, model in teachers.items()}
+    trainer.teachers = live
+    return Job(recipe, trainer, tokenizer, live, held_out)
+
+
+def build_objective(recipe: Recipe, domains: list[str], vocabulary: int) -> Objective:
+    """The recipe's terms, with names turned into ids."""
+    only = recipe.teachers[0].name if len(recipe.teachers) == 1 else None
+    terms = []
+    for name, term in recipe.objective.terms.items():
+        mask = term.mask
+        terms.append(
+            Term(
+                name=name,
+                kind=term.term,
+                weight=term.weight,
+                domains=tuple(domains.index(d) for d in mask.domains) if mask and mask.domains else None,
+                positions=tuple(mask.positions) if mask and mask.positions else None,
+                normalize=term.normalize,
+                teacher=None if term.term == "cross_entropy" else (term.teacher or only),
+            )
+        )
+    tau = recipe.objective.temperature
+    return Objective(terms, domains, vocabulary, tau_student=tau.student, tau_teacher=tau.teacher)
+
+
+def build_yardstick(recipe: Recipe, domains: list[str], vocabulary: int, teachers: list[str]) -> Objective:
+    """What held-out rows are measured by, whatever is trained on: cross-entropy and forward KL at temperature 1."""
+    terms = [Term("ce", "cross_entropy")]
+    if recipe.eval.fidelity:
+        terms += [Term("kl" if len(teachers) == 1 else f"kl@{t}", "forward_kl", teacher=t) for t in teachers]
+    return Objective(terms, domains, vocabulary)
+
+
+def domains_of(recipe: Recipe) -> list[str]:
+    """Names of the domains, in the order in which the recipe first names them; a domain's id is its place here."""
+    return list(dict.fromkeys(source.domain for source in [*recipe.data.datasets, *recipe.eval.datasets]))
+
+
+def _asks_teacher(recipe: Recipe) -> bool:
+    trains = any(t.term != "cross_entropy" for t in recipe.objective.terms.values())
+    return bool(recipe.teachers) and (trains or (recipe.eval.fidelity and bool(recipe.eval.datasets)))
+
+
+def _shared_vocabulary(
+    recipe: Recipe, student: nn.Module, tokenizer: Any, teachers: Mapping[str, nn.Module], tokenizers: Mapping[str, Any]
+) -> int:
+    rows = head_rows(student)
+    if len(tokenizer) > rows:
+        raise ValueError(
+            f"student: the tokenizer has {len(tokenizer)} entries, the model only {rows} rows: the tokenizer of "
+            "another model? Give student.tokenizer_name_or_path"
+        )
+    for name, teacher in teachers.items():
+        shared, note = compare(
+            tokenizer,
+            tokenizers[name],
+            student_rows=head_rows(student),
+            teacher_rows=head_rows(teacher),
+            names=("student", f"teacher {name}"),
+        )
+        if note:
+            logger.warning(note)
+        rows = min(rows, shared)
+    return rows
+
+
+def _warn_small_teachers(student: nn.Module, teachers: Mapping[str, nn.Module]) -> None:
+    mine = modelling.parameter_count(student)
+    for name, teacher in teachers.items():
+        theirs = modelling.parameter_count(teacher)
+        if theirs < mine:
+            logger.warning(
+                "teachers.%s has %s parameters, fewer than the student's %s: are they the wrong way round?",
+                name, f"{theirs:,}", f"{mine:,}",
+            )  # fmt: skip
+
+
+def _collator(
+    args: OffPolicySettings, tokenizer: Any, own: Mapping[str, Any], packed: bool, attention: str | None
+) -> Collator:
+    multiple = args.pad_to_multiple_of if isinstance(args.pad_to_multiple_of, int) else None
+    return Collator(
+        pad_id=tokenizer.pad_token_id,
+        packed=packed,
+        teachers=tuple(own),
+        teacher_pad_ids=tuple(t.pad_token_id for t in own.values()),
+        pad_to_multiple_of=multiple,
+        flatten=packed and bool(attention) and "flash" in attention,
+    )
+
+
+def _with_steps(args: OffPolicySettings, rows: Prepared) -> OffPolicySettings:
+    """Turn epochs into steps: the run is one pass over an order that holds every draw."""
+    if rows.streaming:
+        if args.max_steps <= 0:
+            raise ValueError("train.max_steps: needed with streaming data, whose length is not known")
+        return args
+    per_step = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
+    per_epoch = max(1, -(-len(rows.dataset) // per_step))
+    if args.max_steps <= 0:
+        args.max_steps = max(1, round(per_epoch * args.num_train_epochs))
+    for what in ("eval", "save", "logging"):
+        strategy = getattr(args, f"{what}_strategy")
+        if strategy == "epoch":
+            setattr(args, f"{what}_strategy", type(strategy)("steps"))
+            setattr(args, f"{what}_steps", per_epoch)
+    return args
+
+
+def _order(rows: Prepared, seed: int) -> Any:
+    return lambda total: MixtureSampler(rows.lengths, rows.weights, total, seed)
+
+
+def _live_teacher(name: str, model: nn.Module, trainer: OffPolicyTrainer, own_rendering: bool) -> LocalTeacher:
+    whole_head = modelling.whole_head(model) if modelling.sharded_at_load() else None
+    wrapped = wrap_frozen(model, trainer.accelerator)
+    return LocalTeacher(name, model, own_rendering, wrapped=wrapped, whole_head=whole_head)

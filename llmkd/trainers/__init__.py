@@ -1,0 +1,3 @@
+"""Trainers: thin subclasses of TRL's.  A trainer does not know which terms it sums."""
+
+METHODS_BUILT = ("sft", "offpolicy")

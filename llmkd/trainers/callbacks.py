@@ -1,0 +1,102 @@
+"""What a run writes and shows while it trains: metrics as lines of JSON, a progress bar, samples; and how it stops."""
+
+from __future__ import annotations
+
+import json
+import signal
+import time
+from pathlib import Path
+from typing import Any
+
+from transformers import ProgressCallback, TrainerCallback
+
+SHOWN = ("loss", "eval_mean/bits_per_byte", "eval_mean/kl")
+
+
+def public_name(key: str) -> str:
+    """``eval_code/kl`` -> ``eval/code/kl``, the name that every log shows."""
+    return "eval/" + key.removeprefix("eval_") if key.startswith("eval_") else key
+
+
+class MetricsFile(TrainerCallback):
+    """Append every log line to ``metrics.jsonl``: ``{"step", "seconds", ...}``.
+
+    ``seconds`` counts the time spent training this run, over all its resumptions.
+    """
+
+    def __init__(self, path: Path, seconds_before: float = 0.0) -> None:
+        self.path = path
+        self.seconds_before = seconds_before
+        self.started = time.monotonic()
+
+    @property
+    def seconds(self) -> float:
+        return self.seconds_before + time.monotonic() - self.started
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self.started = time.monotonic()
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **_: Any) -> None:
+        if not state.is_world_process_zero or not logs:
+            return
+        line = {public_name(k): v for k, v in logs.items() if k != "epoch"}
+        with self.path.open("a") as file:
+            file.write(json.dumps({"step": state.global_step, "seconds": round(self.seconds, 3), **line}) + "\n")
+
+
+def cut_metrics(path: Path, step: int) -> None:
+    """Drop the lines after ``step``, which a resumed run will write again, and a last line that was cut short."""
+    if not path.is_file():
+        return
+    kept = []
+    for line in path.read_text().splitlines():
+        try:
+            row = json.loads(line)
+        except json.JSONDecodeError:
+            break
+        if row["step"] <= step:
+            kept.append(line)
+    partial = path.with_suffix(".partial")
+    partial.write_text("".join(line + "\n" for line in kept))
+    partial.replace(path)
+
+
+class ProgressBar(ProgressCallback):
+    """The bar of transformers, with the latest loss beside it instead of a dictionary per log line."""
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **_: Any) -> None:
+        if self.training_bar is None or not logs:
+            return
+        shown = {public_name(k): f"{logs[k]:.4g}" for k in SHOWN if isinstance(logs.get(k), float)}
+        self.training_bar.set_postfix({**getattr(self, "shown", {}), **shown})
+        self.shown = {**getattr(self, "shown", {}), **shown}
+
+
+class Stop(TrainerCallback):
+    """On the first Ctrl-C or SIGTERM, save a checkpoint at the end of the step and stop; on the second, stop at once.
+
+    With several processes the signal reaches them at different steps, so there the first one stops at once and the
+    last checkpoint is the one to resume from.
+    """
+
+    def __init__(self, alone: bool) -> None:
+        self.alone = alone
+        self.asked = False
+        self.before: dict[int, Any] = {}
+
+    def _ask(self, number: int, frame: Any) -> None:
+        if self.asked or not self.alone:
+            raise KeyboardInterrupt
+        self.asked = True
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self.before = {n: signal.signal(n, self._ask) for n in (signal.SIGINT, signal.SIGTERM)}
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        if self.asked:
+            control.should_save = state.global_step < state.max_steps
+            control.should_training_stop = True
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        for number, handler in self.before.items():
+            signal.signal(number, handler)

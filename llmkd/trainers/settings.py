@@ -1,0 +1,128 @@
+"""What the ``train`` section of an off-policy recipe may say: the fields of TRL's SFTConfig, and our few."""
+
+from __future__ import annotations
+
+import types
+import typing
+from dataclasses import dataclass, field, fields
+from enum import Enum
+from typing import Any
+
+import torch
+from trl import SFTConfig
+
+from llmkd.config import Recipe, TrainField
+
+
+@dataclass
+class OffPolicySettings(SFTConfig):
+    """TRL's ``SFTConfig`` and what it lacks.  Keys that TRL knows keep TRL's meaning."""
+
+    logging_steps: float = field(default=10, metadata={"help": "Write a line of metrics every so many steps."})
+    num_train_epochs: float = field(default=1.0, metadata={"help": "Passes over the data, where max_steps is not set."})
+    gradient_checkpointing: bool = field(default=False, metadata={"help": "Recompute activations in the backward."})
+    assistant_only_loss: bool | None = field(
+        default=None, metadata={"help": "Count the assistant's turns alone. Default: yes, where rows have messages."}
+    )
+    over_long: str = field(
+        default="truncate",
+        metadata={"help": "Rows longer than max_length: truncate, split (plain text), drop or error."},
+    )
+    muon_learning_rate: float | None = field(
+        default=None,
+        metadata={"help": "Train hidden matrices with torch.optim.Muon at this rate, the rest with AdamW."},
+    )
+    early_stopping_patience: int | None = field(
+        default=None, metadata={"help": "Stop after so many evaluations without a better metric_for_best_model."}
+    )
+
+
+# Fields that other sections own, that the design fixes, or that the prepared data make meaningless.
+NOT_IN_A_RECIPE = {
+    "output_dir", "seed", "data_seed", "run_name", "report_to", "resume_from_checkpoint", "do_train", "do_eval",
+    "do_predict", "push_to_hub", "model_init_kwargs", "trust_remote_code", "chat_template_path", "dataset_text_field",
+    "dataset_kwargs", "shuffle_dataset", "padding_free", "loss_type", "label_smoothing_factor", "remove_unused_columns",
+    "label_names", "use_liger_kernel", "liger_kernel_config", "auto_find_batch_size", "average_tokens_across_devices",
+    "pad_token", "eos_token", "load_best_model_at_end_", "group_by_length", "length_column_name", "past_index",
+}  # fmt: skip
+CHOICES = {
+    "over_long": ("truncate", "split", "drop", "error"),
+    "truncation_mode": ("keep_start", "keep_end"),
+    "packing_strategy": ("bfd",),
+}
+
+
+def train_fields() -> dict[str, TrainField]:
+    """The fields that the ``train`` section may hold, as the configuration checks them."""
+    hints = typing.get_type_hints(OffPolicySettings)
+    found = {}
+    for spec in fields(OffPolicySettings):
+        if spec.init and spec.name not in NOT_IN_A_RECIPE and not spec.name.startswith("hub_"):
+            found[spec.name] = _field(spec.name, hints[spec.name])
+    return found
+
+
+def _field(name: str, hint: Any) -> TrainField:
+    kinds: list[type] = []
+    choices: list[str] = []
+    nullable = False
+    for member in _members(hint):
+        if member is type(None):
+            nullable = True
+        elif isinstance(member, type) and issubclass(member, Enum):
+            kinds.append(str)
+            choices += [str(m.value) for m in member]
+        elif typing.get_origin(member) is typing.Literal:
+            kinds.append(str)
+            choices += [str(a) for a in typing.get_args(member)]
+        else:
+            kinds.append(typing.get_origin(member) or member)
+    default = OffPolicySettings.__dataclass_fields__[name].default
+    allowed = CHOICES.get(name) or tuple(dict.fromkeys(choices)) or None
+    if allowed and name not in CHOICES and set(kinds) != {str}:
+        allowed = None if not choices else allowed
+    return TrainField(name, tuple(dict.fromkeys(kinds)), nullable or default is None, allowed)
+
+
+def _members(hint: Any) -> list[Any]:
+    origin = typing.get_origin(hint)
+    if origin in (typing.Union, types.UnionType):
+        return [m for member in typing.get_args(hint) for m in _members(member)]
+    if origin is typing.Annotated:
+        return _members(typing.get_args(hint)[0])
+    return [hint]
+
+
+def settings_of(recipe: Recipe) -> OffPolicySettings:
+    """The trainer's settings of a recipe.  ValueError where the machine or the combination refuses them."""
+    options = dict(recipe.train.options)
+    _check_precision(options)
+    best = options.get("metric_for_best_model")
+    if best:
+        # The log's name of a metric is eval/<domain>/kl; transformers looks for eval_<domain>/kl.
+        options["metric_for_best_model"] = "eval_" + best.removeprefix("eval/").removeprefix("eval_")
+        options.setdefault("greater_is_better", best.endswith("agreement"))
+    if options.get("early_stopping_patience") and not best:
+        raise ValueError("train.early_stopping_patience: needs train.metric_for_best_model, such as eval/mean/kl")
+    run = recipe.run
+    hub = {}
+    if run.hub is not None:
+        hub = {"hub_model_id": run.hub.model_id, "hub_private_repo": run.hub.private,
+               "push_to_hub": run.hub.push == "checkpoint", "hub_strategy": "checkpoint"}  # fmt: skip
+    try:
+        return OffPolicySettings(
+            output_dir=run.output_dir, run_name=run.name, seed=run.seed, data_seed=run.seed,
+            report_to=run.report_to, **hub, **options,
+        )  # fmt: skip
+    except (ValueError, TypeError, ImportError) as error:
+        raise ValueError(f"train: {' '.join(str(error).split())}") from error
+
+
+def _check_precision(options: dict[str, Any]) -> None:
+    cpu = options.get("use_cpu") or not torch.cuda.is_available()
+    if options.get("fp16") and cpu:
+        raise ValueError("train.fp16: float16 training needs a GPU: use bf16, or leave it out")
+    if options.get("bf16") and not cpu and not torch.cuda.is_bf16_supported():
+        raise ValueError("train.bf16: this GPU has no bfloat16: use fp16, or leave it out")
+    # TRL turns bf16 on by itself where nothing is said; a recipe says what it means.
+    options.setdefault("bf16", False)

@@ -1,0 +1,38 @@
+"""Sums and counts of what was measured, kept on the device between two log lines and reduced over ranks at one."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+class Tallies:
+    """Name -> ``[D, 2]`` sums and counts per domain.  A mean over tokens, not a mean of means of micro-batches."""
+
+    def __init__(self, domains: Sequence[str]) -> None:
+        self.domains = list(domains)
+        self.sums: dict[str, Tensor] = {}
+
+    def add(self, tally: dict[str, Tensor]) -> None:
+        for name, value in tally.items():
+            self.sums[name] = self.sums[name] + value if name in self.sums else value.clone()
+
+    def take(self, accelerator: Any) -> dict[str, float]:
+        """Means over all ranks: ``name`` over all domains, ``name/domain`` for each when there are several; a domain
+        without tokens has no line.  Empties the sums."""
+        if not self.sums:
+            return {}
+        names = sorted(self.sums)
+        total = accelerator.reduce(torch.stack([self.sums[n] for n in names]), reduction="sum").cpu()
+        self.sums.clear()
+        means: dict[str, float] = {}
+        for name, rows in zip(names, total, strict=True):
+            value, count = rows.sum(0).tolist()
+            if count:
+                means[name] = value / count
+            if len(self.domains) > 1:
+                means |= {f"{name}/{d}": (v / c) for d, (v, c) in zip(self.domains, rows.tolist(), strict=True) if c}
+        return means

@@ -1,0 +1,107 @@
+"""The legend of letters, and the few shapes that every layer shares.
+
+Letters, everywhere in this package:
+
+    p, logp    the teacher's distribution over the vocabulary, and its logarithm
+    q, logq    the student's
+    tau        a temperature: logits are divided by it
+    B, T       rows of a batch, tokens of a row
+    N          counted tokens of a batch: the positions that the loss looks at
+    V          rows of the vocabulary that student and teacher share
+    H          width of a hidden state (Hs the student's, Ht the teacher's)
+    K          terms of an objective
+
+A *counted* token is a target: a token of the completion (the end-of-turn token once) that has a predecessor in its
+own segment.  The hidden state that predicts it stands one position to its left.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+Batch = Mapping[str, Tensor]
+"""What the collator makes: ``input_ids [B, T]``, ``counted [B, T]`` and more (``llmkd.data.collate``)."""
+
+
+@dataclass(frozen=True)
+class Head:
+    """The projection from hidden states to logits: ``z = cap(scale * (h W^T + b))``.
+
+    weight ``[V, H]``, bias ``[V]``; ``softcap`` c means ``cap(z) = c tanh(z / c)`` (Gemma 2), ``scale`` multiplies
+    (Cohere) and is the inverse where a family divides (Granite).
+    """
+
+    weight: Tensor
+    bias: Tensor | None = None
+    softcap: float | None = None
+    scale: float = 1.0
+
+    def rows(self, count: int) -> Head:
+        """The head of the first ``count`` vocabulary rows: the rows that student and teacher share."""
+        if count == self.weight.shape[0]:
+            return self
+        return replace(self, weight=self.weight[:count], bias=None if self.bias is None else self.bias[:count])
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Float32 logits ``[N, V]`` of ``hidden [N, H]``, from a product of the hidden states' own precision."""
+        product = matmul_float32(hidden, self.weight.to(hidden.dtype).t())
+        if self.bias is not None:
+            product = product + self.bias.float()
+        if self.scale != 1.0:
+            product = product * self.scale
+        if self.softcap is not None:
+            product = self.softcap * torch.tanh(product / self.softcap)
+        return product
+
+
+def matmul_float32(a: Tensor, b: Tensor) -> Tensor:
+    """``a @ b`` in float32 (float64 stays), never rounded to bfloat16: the precision of the loss depends on it."""
+    if a.dtype in (torch.float32, torch.float64):
+        return a @ b
+    if a.is_cuda:
+        return torch.mm(a, b, out_dtype=torch.float32)
+    return a.float() @ b.float()
+
+
+@dataclass(frozen=True)
+class Signals:
+    """What a model says about the N counted tokens of a batch: hidden states ``[N, H]`` and the head they go through.
+
+    ``kept [N]`` is False where the teacher has nothing to say (its own rendering ends a turn with another token).
+    """
+
+    hidden: Tensor
+    head: Head
+    kept: Tensor | None = None
+
+
+Tally = dict[str, Tensor]
+"""Name -> ``[D, 2]``: the sum of a measured value over a batch's tokens and how many they were, for D domains."""
+
+
+class Loss(Protocol):
+    """What a trainer knows of the objective: counts first, over a whole step, then a share of the loss per batch."""
+
+    domains: Sequence[str]
+    vocabulary: int
+    terms: Sequence[object]
+    teacher_names: Sequence[str]
+
+    def counts(self, batch: Batch) -> Tensor: ...
+
+    def __call__(
+        self, hidden: Tensor, head: Head, signals: Mapping[str, Signals], batch: Batch, counts: Tensor
+    ) -> tuple[Tensor, Tally]: ...
+
+
+class Teacher(Protocol):
+    """A named source of Signals.  It is asked about a batch and answers for its counted tokens, in row-major order."""
+
+    name: str
+
+    def score(self, batch: Batch) -> Signals: ...
