@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from torch import nn
+from transformers import set_seed
 
 from llmkd import modelling
 from llmkd.backbone import check_family, head_rows
@@ -43,13 +44,14 @@ class Job:
 def build(recipe: Recipe, callbacks: list[Any] | None = None) -> Job:
     """Everything a run needs, or ValueError saying which key of the recipe does not fit the models or the data."""
     args = settings_of(recipe)
+    set_seed(recipe.run.seed)  # a fresh student starts from the same weights, whatever it is trained on
     tokenizer = modelling.load_tokenizer(recipe.student)
     student = modelling.load_student(recipe.student, tokenizer)
     teachers = {t.name: modelling.load_teacher(t) for t in recipe.teachers} if _asks_teacher(recipe) else {}
     teacher_tokenizers = {t.name: modelling.load_teacher_tokenizer(t) for t in recipe.teachers if t.name in teachers}
     packed = bool(args.packing)
-    if not modelling.sharded_at_load():
-        for where, model in [("student", student), *((f"teachers.{n}", m) for n, m in teachers.items())]:
+    for where, model in [("student", student), *((f"teachers.{n}", m) for n, m in teachers.items())]:
+        if modelling.runs_as_loaded(model):
             check_family(model, packed=packed, where=where)
     vocabulary = _shared_vocabulary(recipe, student, tokenizer, teachers, teacher_tokenizers)
     _warn_small_teachers(student, teachers)

@@ -6,6 +6,7 @@ import logging
 from pathlib import Path
 
 import torch
+from huggingface_hub import HfApi
 
 from llmkd.build import Job
 from llmkd.modelling import load_student
@@ -31,6 +32,25 @@ def save_final(job: Job) -> None:
             convert(target, getattr(torch, student.save_dtype))
         job.tokenizer.save_pretrained(folder / ("model" if (folder / "model").is_dir() else "adapter"))
     trainer.accelerator.wait_for_everyone()
+
+
+def push(job: Job) -> str | None:
+    """Upload the final model, card included, to the hub; what went wrong if it did, since the run itself is safe."""
+    hub = job.recipe.run.hub
+    if hub is None or not job.trainer.args.should_save:
+        return None
+    folder = Path(job.recipe.run.output_dir)
+    api = HfApi()
+    try:
+        api.create_repo(hub.model_id, private=hub.private, exist_ok=True)
+        for name in ("model", "adapter"):
+            if (folder / name).is_dir():
+                inside = "" if name == "model" or not (folder / "model").is_dir() else "adapter"
+                api.upload_folder(repo_id=hub.model_id, folder_path=folder / name, path_in_repo=inside)
+    except (OSError, ValueError) as error:  # the hub's errors are OSErrors
+        reason = str(error).strip().splitlines()[0]
+        return f"run.hub: {hub.model_id} was not pushed ({reason}): the model is in {folder}; push it with `hf upload`"
+    return None
 
 
 def merge(job: Job, adapter: Path, target: Path) -> None:

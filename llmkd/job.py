@@ -19,7 +19,7 @@ from llmkd.config import Objective, Recipe, Term, Train
 from llmkd.evaluation.card import write_card
 from llmkd.evaluation.samples import Samples
 from llmkd.evaluation.table import student_result, table, teacher_results
-from llmkd.export import save_final
+from llmkd.export import push, save_final
 from llmkd.trainers.callbacks import MetricsFile, ProgressBar, Stop, cut_metrics
 from llmkd.trainers.checkpoints import newest_complete, read_mark, remove_incomplete
 
@@ -84,6 +84,10 @@ def _train(recipe: Recipe, role: str, baseline: dict[str, Any] | None) -> dict[s
     }  # fmt: skip
     if state.is_main_process:
         write_card(job, summary)
+        failure = push(job)
+        if failure:
+            logger.warning(failure)
+            summary["notes"].append(failure)
         run.write_json(folder / "summary.json", summary)
     state.wait_for_everyone()
     job.trainer.accelerator.free_memory()

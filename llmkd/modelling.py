@@ -31,6 +31,13 @@ def sharded_at_load() -> bool:
     return bool(is_deepspeed_zero3_enabled())
 
 
+def runs_as_loaded(model: nn.Module) -> bool:
+    """Whether a forward pass is possible before the trainer has placed the model: its parameters are here, and its
+    attention kernels run where they are."""
+    attention = str(getattr(model.config, "_attn_implementation", ""))
+    return not sharded_at_load() and not ("flash" in attention and next(model.parameters()).device.type == "cpu")
+
+
 def load_tokenizer(student: Any) -> Any:
     name = student.tokenizer_name_or_path or student.model_name_or_path
     where = "student.tokenizer_name_or_path" if student.tokenizer_name_or_path else "student.model_name_or_path"

@@ -1,6 +1,7 @@
 """Settings and fixtures of all tests. The environment is set before anything imports torch or the hub's clients."""
 
 import atexit
+import json
 import os
 import shutil
 import tempfile
@@ -20,7 +21,7 @@ import pytest  # noqa: E402
 import torch  # noqa: E402
 
 from serving import MISSING, Server, serve, vllm_installed  # noqa: E402
-from tiny import tiny_model, tiny_tokenizer  # noqa: E402
+from tiny import sentences, tiny_model, tiny_tokenizer  # noqa: E402
 
 ROOT = Path(__file__).resolve().parent.parent
 ASSETS = Path(os.environ.get("LLMKD_ASSETS") or ROOT.parent / "shared" / "assets")
@@ -62,9 +63,30 @@ def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def vllm_server(model_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """One real vLLM server on `model_folder` for the whole session of this worker."""
+def final_model(model_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The `model/` that a whole run left behind: `model_folder` distilled for four steps from a wider teacher."""
+    from llmkd.train import main
+
+    folder = tmp_path_factory.mktemp("distilled")
+    teacher = tiny_model(folder / "teacher", hidden=96, seed=1)
+    (folder / "rows.jsonl").write_text("".join(json.dumps({"text": line}) + "\n" for line in sentences()[:64]))
+    recipe = {
+        "run": {"output_dir": str(folder / "run")},
+        "student": {"model_name_or_path": str(model_folder)},
+        "teachers": [{"model_name_or_path": str(teacher)}],
+        "data": {"datasets": [{"path": str(folder / "rows.jsonl")}]},
+        "objective": {"terms": {"kd": {"term": "forward_kl"}}},
+        "train": {"method": "offpolicy", "use_cpu": True, "max_steps": 4, "max_length": 32, "learning_rate": 1e-4},
+    }
+    (folder / "recipe.yaml").write_text(json.dumps(recipe))
+    assert main([str(folder / "recipe.yaml")]) == 0
+    return folder / "run" / "model"
+
+
+@pytest.fixture(scope="session")
+def vllm_server(final_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """One real vLLM server on the final model of a run, for the whole session of this worker."""
     if not vllm_installed():
         pytest.skip(MISSING)
-    with serve(model_folder, tmp_path_factory.mktemp("vllm") / "server.log") as server:
+    with serve(final_model, tmp_path_factory.mktemp("vllm") / "server.log") as server:
         yield server

@@ -1,4 +1,4 @@
-"""A folder written by `save_pretrained` is served by a real vLLM, and vLLM and transformers compute the same model."""
+"""The final model of a run is served by a real vLLM, and vLLM and transformers compute the same model."""
 
 import pytest
 import torch

@@ -39,15 +39,15 @@ def complete(
 
 def arithmetic_by_level(
     model: nn.Module, tokenizer: Any, levels: Sequence[int], n: int, max_new_tokens: int
-) -> dict[int, float]:
+) -> dict[str, float]:
     """Share of ``n`` unseen problems of each level whose final answer is right, in [0, 1]."""
-    share = {}
+    share: dict[str, float] = {}
     for level in levels:
         problems = arithmetic.problems(EVALUATION_SEED, n, [level], "heldout")
         prompts = [render_question(tokenizer, p["question"]) for p in problems]
         texts = complete(model, tokenizer, prompts, max_new_tokens)
         right = [arithmetic.is_correct(t, p["answer"]) for t, p in zip(texts, problems, strict=True)]
-        share[level] = sum(right) / len(right)
+        share[str(level)] = sum(right) / len(right)
     return share
 
 
@@ -59,4 +59,4 @@ def render_question(tokenizer: Any, question: str) -> str:
     return tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
 
 
-TASKS: dict[str, Callable[..., dict[int, float]]] = {"arithmetic": arithmetic_by_level}
+TASKS: dict[str, Callable[..., dict[str, float]]] = {"arithmetic": arithmetic_by_level}

@@ -55,7 +55,7 @@ def _plain(job: Job, name: str) -> Sequence[HeldOut]:
     return [] if job.teachers[name].own_rendering else job.held_out
 
 
-def run_tasks(model: Any, tokenizer: Any, tasks: Sequence[Any]) -> dict[str, dict[int, float]]:
+def run_tasks(model: Any, tokenizer: Any, tasks: Sequence[Any]) -> dict[str, dict[str, float]]:
     return {t.task: TASKS[t.task](model, tokenizer, t.levels or LEVELS, t.n, t.max_new_tokens) for t in tasks}
 
 

@@ -15,8 +15,11 @@ from torch import Tensor
 
 
 def expect(p: Tensor, values: Tensor) -> Tensor:
-    """``sum_v p_v values_v`` over the last axis, where an impossible event (p = 0) adds nothing: 0 * inf = 0."""
-    return torch.where(p == 0, 0.0, p * values).sum(-1)
+    """``sum_v p_v values_v`` over the last axis, where an impossible event (p = 0) adds nothing: 0 * inf = 0.
+
+    The values are replaced before the product, not after it: so its gradient is a number too.
+    """
+    return (p * torch.where(p == 0, 0.0, values)).sum(-1)
 
 
 def forward_kl(logp: Tensor, logq: Tensor) -> Tensor:

@@ -115,7 +115,9 @@ class _Fused(torch.autograd.Function):
         compute = _compute_dtype(hidden)
         work = Head(weight.to(compute), bias, head.softcap, head.scale).rows(request.vocabulary)
         teachers = [_cast(signals, request.vocabulary) for signals in request.teachers]
-        grad_hidden = torch.zeros_like(hidden) if needs_hidden else None
+        # Unscaled float16 gradients would vanish: they are kept in float32 until the loss scale has come.
+        kept = torch.float32 if hidden.dtype == torch.float16 else hidden.dtype
+        grad_hidden = torch.zeros_like(hidden, dtype=kept) if needs_hidden else None
         grad_weight = weight.new_zeros(weight.shape, dtype=_statistics_dtype(hidden)) if needs_head else None
         grad_bias = None if bias is None or not needs_head else torch.zeros_like(bias, dtype=grad_weight.dtype)
         loss = hidden.new_zeros((), dtype=_statistics_dtype(hidden))
@@ -126,37 +128,43 @@ class _Fused(torch.autograd.Function):
                 teacher_logits = [t.head.logits(t.hidden[rows]) for t in teachers]
                 loss += _visit(logits, teacher_logits, rows, request, values, head, needs_hidden or needs_head)
                 if needs_hidden:
-                    grad_hidden[rows] = matmul_float32(logits.to(compute), work.weight).to(hidden.dtype)
+                    grad_hidden[rows] = matmul_float32(logits.to(compute), work.weight).to(kept)
                 if needs_head:
                     grad_weight[: request.vocabulary] += matmul_float32(logits.to(compute).t(), states)
                     if grad_bias is not None:
                         grad_bias[: request.vocabulary] += logits.sum(0)
-        ctx.save_for_backward(
-            grad_hidden,
-            None if grad_weight is None else grad_weight.to(weight.dtype),
-            None if grad_bias is None else grad_bias.to(bias.dtype),
-        )
+        ctx.save_for_backward(grad_hidden, grad_weight, grad_bias)
+        ctx.dtypes = [None if x is None else x.dtype for x in (hidden, weight, bias)]
         return loss
 
     @staticmethod
     def backward(ctx, upstream):  # type: ignore[no-untyped-def]
         assert upstream.dim() == 0, "gradients are made in the forward pass: the loss may only be scaled"
-        scaled = [None if g is None else g * upstream.to(g.dtype) for g in ctx.saved_tensors]
+        pairs = zip(ctx.saved_tensors, ctx.dtypes, strict=True)
+        scaled = [None if g is None else (g * upstream.to(g.dtype)).to(dtype) for g, dtype in pairs]
         return *scaled, None, None, None, None
 
 
 def _compute_dtype(hidden: Tensor) -> torch.dtype:
-    """The dtype of the matrix products: autocast's if it is on, else the hidden states' own."""
+    """The dtype of the matrix products' inputs: autocast's if it is on, else the hidden states' own; the outputs are
+    float32 in any case.
+
+    On a CPU, whose low-precision products round their output, and for float16, in which a gradient divided by the
+    token count vanishes, it is float32.
+    """
+    if hidden.dtype == torch.float64:
+        return torch.float64
     device = hidden.device.type
-    if hidden.dtype != torch.float64 and torch.is_autocast_enabled(device):
-        return torch.get_autocast_dtype(device)
-    return hidden.dtype
+    wanted = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else hidden.dtype
+    return torch.float32 if device == "cpu" or wanted == torch.float16 else wanted
 
 
 def _cast(signals: Signals, vocabulary: int) -> Signals:
+    """A teacher's signals in the dtype of its product: it has no gradients, so float16 may stay."""
+    on_cpu = signals.hidden.device.type == "cpu" and signals.hidden.dtype != torch.float64
+    dtype = torch.float32 if on_cpu else signals.hidden.dtype
     head = signals.head.rows(vocabulary)
-    weight = head.weight.to(signals.hidden.dtype)
-    return Signals(signals.hidden, Head(weight, head.bias, head.softcap, head.scale))
+    return Signals(signals.hidden.to(dtype), Head(head.weight.to(dtype), head.bias, head.softcap, head.scale))
 
 
 def _chunks(tokens: int, request: Request) -> list[slice]:

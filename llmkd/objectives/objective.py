@@ -112,9 +112,10 @@ class Objective:
         return tally
 
     def _sums(self, value: Tensor, mask: Tensor, domain: Tensor) -> Tensor:
-        out = torch.zeros(len(self.domains), 2, dtype=torch.float64, device=value.device)
-        out[:, 0].index_add_(0, domain, torch.where(mask, value, 0.0).double())
-        out[:, 1].index_add_(0, domain, mask.double())
+        exact = torch.float32 if value.device.type == "mps" else torch.float64
+        out = torch.zeros(len(self.domains), 2, dtype=exact, device=value.device)
+        out[:, 0].index_add_(0, domain, torch.where(mask, value, 0.0).to(exact))
+        out[:, 1].index_add_(0, domain, mask.to(exact))
         return out
 
 

@@ -6,6 +6,7 @@ import types
 import typing
 from dataclasses import dataclass, field, fields
 from enum import Enum
+from importlib.util import find_spec
 from typing import Any
 
 import torch
@@ -97,6 +98,7 @@ def settings_of(recipe: Recipe) -> OffPolicySettings:
     """The trainer's settings of a recipe.  ValueError where the machine or the combination refuses them."""
     options = dict(recipe.train.options)
     _check_precision(options)
+    _check_reports(recipe.run.report_to)
     best = options.get("metric_for_best_model")
     if best:
         # The log's name of a metric is eval/<domain>/kl; transformers looks for eval_<domain>/kl.
@@ -116,6 +118,13 @@ def settings_of(recipe: Recipe) -> OffPolicySettings:
         )  # fmt: skip
     except (ValueError, TypeError, ImportError) as error:
         raise ValueError(f"train: {' '.join(str(error).split())}") from error
+
+
+def _check_reports(report_to: str | list[str]) -> None:
+    """Say here that a tracker is not installed; transformers would only say so after the models are loaded."""
+    for name in [report_to] if isinstance(report_to, str) else report_to:
+        if name in ("wandb", "trackio", "mlflow", "swanlab", "tensorboard") and find_spec(name) is None:
+            raise ValueError(f"run.report_to: {name} is not installed: pip install {name}, or set run.report_to=none")
 
 
 def _check_precision(options: dict[str, Any]) -> None:

@@ -1,0 +1,102 @@
+"""The table of methods: what can be asked of a recipe, where it comes from and how well it is known to work here.
+
+``llmkd methods`` and the README print this table; nothing else reads it.  The tags are those of Xu et al., A Survey on
+Knowledge Distillation of Large Language Models, 2024 (arXiv 2402.13116): how the teacher's knowledge is elicited, and by
+which kind of algorithm the student takes it in.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import astuple, dataclass
+from typing import Literal, get_args
+
+Elicitation = Literal["labeling", "expansion", "data curation", "feature", "feedback", "self-knowledge"]
+Algorithm = Literal[
+    "supervised fine-tuning", "divergence and similarity", "reinforcement learning", "ranking optimisation"
+]
+Evidence = Literal["measured here", "tests only", "planned"]
+
+EVIDENCE: dict[str, str] = {
+    "measured here": "trained on CPU with its numbers in the README",
+    "tests only": "formula and gradient are tested, and the recipe trains two steps of tiny models",
+    "planned": "not built: a recipe that asks for it is refused",
+}
+ELICITATION: tuple[str, ...] = get_args(Elicitation)
+ALGORITHM: tuple[str, ...] = get_args(Algorithm)
+
+
+@dataclass(frozen=True)
+class Method:
+    """One row.  method: as in ``train.method``; terms: as in ``objective.terms``; recipe: a path below the repository."""
+
+    method: str
+    terms: str
+    paper: str
+    recipe: str
+    elicitation: Elicitation
+    algorithm: Algorithm
+    evidence: Evidence
+
+
+HEADINGS = ("method", "terms", "paper", "recipe", "elicitation", "algorithm", "evidence")
+
+METHODS: tuple[Method, ...] = (
+    Method(
+        "sft", "cross_entropy",
+        "Kim and Rush, Sequence-Level Knowledge Distillation, 2016 (arXiv 1606.07947), where the teacher wrote the data",
+        "recipes/quickstart/teacher.yaml", "labeling", "supervised fine-tuning", "measured here",
+    ),
+    Method(
+        "offpolicy", "forward_kl",
+        "Hinton et al., Distilling the Knowledge in a Neural Network, 2015 (arXiv 1503.02531)",
+        "recipes/quickstart.yaml", "feature", "divergence and similarity", "measured here",
+    ),
+    Method(
+        "offpolicy", "forward_kl + cross_entropy",
+        "Hinton et al., Distilling the Knowledge in a Neural Network, 2015 (arXiv 1503.02531)",
+        "recipes/offpolicy/qwen2.5_0.5b_from_7b.yaml", "feature", "divergence and similarity", "tests only",
+    ),
+    Method(
+        "offpolicy", "reverse_kl",
+        "the divergence of Gu et al., MiniLLM, 2023 (arXiv 2306.08543), on the data's completions",
+        "recipes/offpolicy/smollm2_lora.yaml", "feature", "divergence and similarity", "tests only",
+    ),
+    Method(
+        "onpolicy", "jsd",
+        "Agarwal et al., On-Policy Distillation of Language Models, 2023 (arXiv 2306.13649)",
+        "", "feedback", "divergence and similarity", "planned",
+    ),
+    Method(
+        "rl", "grpo + reverse_kl",
+        "Xu et al., KDRL, 2025 (arXiv 2506.02208)",
+        "", "feedback", "reinforcement learning", "planned",
+    ),
+)  # fmt: skip
+
+
+def cells(method: Method) -> list[str]:
+    """The row as text; what a method does not have is a dash."""
+    return [value or "-" for value in astuple(method)]
+
+
+def markdown(methods: Sequence[Method] = METHODS) -> str:
+    """The table as Markdown, with links to the recipes, and what each kind of evidence means."""
+    lines = ["| " + " | ".join(HEADINGS) + " |", "|---" * len(HEADINGS) + "|"]
+    for method in methods:
+        row = dict(zip(HEADINGS, cells(method), strict=True))
+        row["method"] = f"`{row['method']}`"
+        row["terms"] = " + ".join(f"`{term}`" for term in row["terms"].split(" + "))
+        if method.recipe:
+            row["recipe"] = f"[{method.recipe.removeprefix('recipes/')}]({method.recipe})"
+        lines.append("| " + " | ".join(row.values()) + " |")
+    meanings = [f"*{kind}*: {meaning}" for kind, meaning in EVIDENCE.items()]
+    return "\n".join([*lines, "", "; ".join(meanings) + "."]) + "\n"
+
+
+def plain(methods: Sequence[Method] = METHODS) -> str:
+    """The table for a terminal: a paragraph a method."""
+    return "\n\n".join(
+        "\n".join(f"{heading + ':':<13}{cell}" for heading, cell in zip(HEADINGS, cells(method), strict=True))
+        for method in methods
+    )
