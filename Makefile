@@ -6,7 +6,7 @@ PY := $(BIN)/python
 CORES := $(shell getconf _NPROCESSORS_ONLN 2>/dev/null || echo 2)
 # Test workers; each is one thread, and some tests start two processes of their own.
 WORKERS ?= 2
-LAUNCH := HF_HUB_OFFLINE=1 $(BIN)/accelerate launch --config_file recipes/accelerate/cpu.yaml \
+LAUNCH := HF_HUB_OFFLINE=1 $(BIN)/accelerate launch --quiet --config_file recipes/accelerate/cpu.yaml \
 	--num_cpu_threads_per_process $(CORES)
 READY := $(VENV)/.llmkd-ready
 # A file stays on one worker, so that its models and servers are made once.

@@ -17,11 +17,12 @@ from llmkd import modelling
 from llmkd.backbone import check_family, head_rows
 from llmkd.config import Recipe
 from llmkd.data.collate import Collator
-from llmkd.data.pipeline import Prepared, prepare_held_out, prepare_training
+from llmkd.data.pipeline import Prepared, Rows, prepare
 from llmkd.data.sampling import MixtureSampler
 from llmkd.data.vocabulary import compare
 from llmkd.objectives.objective import Objective, Term
 from llmkd.teachers.local import LocalTeacher
+from llmkd.trainers.callbacks import CheckFamily
 from llmkd.trainers.held_out import HeldOut
 from llmkd.trainers.offpolicy import OffPolicyTrainer
 from llmkd.trainers.settings import OffPolicySettings, settings_of
@@ -39,48 +40,58 @@ class Job:
     tokenizer: Any
     teachers: dict[str, LocalTeacher]
     held_out: list[HeldOut]
+    rows: Rows
 
 
-def build(recipe: Recipe, callbacks: list[Any] | None = None) -> Job:
-    """Everything a run needs, or ValueError saying which key of the recipe does not fit the models or the data."""
+def build(recipe: Recipe, callbacks: list[Any] | None = None, rows: Rows | None = None) -> Job:
+    """Everything a run needs, or ValueError saying which key of the recipe does not fit the models or the data.
+
+    ``rows``: those of another job with the same data and student, to be used again.
+    """
     args = settings_of(recipe)
+    _check_best_metric(recipe, args)
     set_seed(recipe.run.seed)  # a fresh student starts from the same weights, whatever it is trained on
     tokenizer = modelling.load_tokenizer(recipe.student)
     student = modelling.load_student(recipe.student, tokenizer)
     teachers = {t.name: modelling.load_teacher(t) for t in recipe.teachers} if _asks_teacher(recipe) else {}
     teacher_tokenizers = {t.name: modelling.load_teacher_tokenizer(t) for t in recipe.teachers if t.name in teachers}
     packed = bool(args.packing)
+    unchecked = {id(model) for model in (student, *teachers.values()) if not modelling.runs_as_loaded(model)}
     for where, model in [("student", student), *((f"teachers.{n}", m) for n, m in teachers.items())]:
-        if modelling.runs_as_loaded(model):
+        if id(model) not in unchecked:
             check_family(model, packed=packed, where=where)
     vocabulary = _shared_vocabulary(recipe, student, tokenizer, teachers, teacher_tokenizers)
     _warn_small_teachers(student, teachers)
     own = {t.name: teacher_tokenizers[t.name] for t in recipe.teachers if t.template == "own" and t.name in teachers}
     domains = domains_of(recipe)
-    rows = prepare_training(recipe.data, args, tokenizer, own, domains, seed=recipe.run.seed)
+    if rows is None or rows.own != tuple(own):
+        rows = prepare(recipe.data, recipe.eval, args, tokenizer, own, domains, seed=recipe.run.seed)
     attention = recipe.student.attn_implementation
     collate_held_out = _collator(args, tokenizer, own, bool(args.eval_packing), attention)
-    held_out = [
-        HeldOut(domain, held, collate_held_out, args.eval_batch_size)
-        for domain, held in prepare_held_out(recipe.eval, args, tokenizer, own, domains).items()
-    ]
+    held_out = [HeldOut(domain, held, collate_held_out, args.eval_batch_size) for domain, held in rows.held_out.items()]
     trainer = OffPolicyTrainer(
         model=student,
-        args=_with_steps(args, rows),
+        args=_with_steps(args, rows.training),
         data_collator=_collator(args, tokenizer, own, packed, attention),
-        train_dataset=rows.dataset,
+        train_dataset=rows.training.dataset,
         processing_class=tokenizer,
-        peft_config=modelling.lora_config(recipe.student.lora),
+        peft_config=modelling.lora_config(recipe.student.lora, student),
         callbacks=callbacks or [],
         objective=build_objective(recipe, domains, vocabulary),
         yardstick=build_yardstick(recipe, domains, vocabulary, list(teachers)),
         teachers={},
-        order=None if rows.streaming else _order(rows, recipe.run.seed),
+        order=None if rows.training.streaming else _order(rows.training, recipe.run.seed),
         held_out=held_out,
     )
+    _check_can_save(trainer)
+    if id(student) in unchecked:
+        trainer.add_callback(CheckFamily(trainer, packed))
     live = {name: _live_teacher(name, model, trainer, name in own) for name, model in teachers.items()}
+    for name, teacher in live.items():
+        if id(teacher.model) in unchecked:
+            check_family(teacher.model, packed=packed, where=f"teachers.{name}", wrapper=teacher.wrapped)
     trainer.teachers = live
-    return Job(recipe, trainer, tokenizer, live, held_out)
+    return Job(recipe, trainer, tokenizer, live, held_out, rows)
 
 
 def build_objective(recipe: Recipe, domains: list[str], vocabulary: int) -> Objective:
@@ -117,6 +128,23 @@ def domains_of(recipe: Recipe) -> list[str]:
     return list(dict.fromkeys(source.domain for source in [*recipe.data.datasets, *recipe.eval.datasets]))
 
 
+def _check_best_metric(recipe: Recipe, args: OffPolicySettings) -> None:
+    """Refuse at the start a metric for the best checkpoint that no evaluation will measure."""
+    best = args.metric_for_best_model
+    if best is None:
+        return
+    teachers = [t.name for t in recipe.teachers] if _asks_teacher(recipe) and recipe.eval.fidelity else []
+    suffix = [""] if len(teachers) == 1 else [f"@{t}" for t in teachers]
+    measures = ["ce", "bits_per_byte", "entropy", *(f"{m}{s}" for s in suffix for m in ("kl", "agreement"))]
+    domains = list(dict.fromkeys(s.domain for s in recipe.eval.datasets))
+    known = [f"eval/{d}/{m}" for d in [*domains, "mean"] for m in measures] if domains else []
+    if "eval/" + best.removeprefix("eval_") not in known:
+        raise ValueError(
+            f"train.metric_for_best_model: eval/{best.removeprefix('eval_')} is not measured: give one of "
+            f"{', '.join(known) or 'the metrics of eval.datasets, of which there are none'}"
+        )
+
+
 def _asks_teacher(recipe: Recipe) -> bool:
     trains = any(t.term != "cross_entropy" for t in recipe.objective.terms.values())
     return bool(recipe.teachers) and (trains or (recipe.eval.fidelity and bool(recipe.eval.datasets)))
@@ -137,12 +165,20 @@ def _shared_vocabulary(
             tokenizers[name],
             student_rows=head_rows(student),
             teacher_rows=head_rows(teacher),
-            names=("student", f"teacher {name}"),
+            names=(_tokenizer_name(recipe.student), _tokenizer_name(_teacher(recipe, name))),
         )
         if note:
             logger.warning(note)
         rows = min(rows, shared)
     return rows
+
+
+def _teacher(recipe: Recipe, name: str) -> Any:
+    return next(t for t in recipe.teachers if t.name == name)
+
+
+def _tokenizer_name(section: Any) -> str:
+    return getattr(section, "tokenizer_name_or_path", None) or section.model_name_or_path
 
 
 def _warn_small_teachers(student: nn.Module, teachers: Mapping[str, nn.Module]) -> None:
@@ -175,6 +211,11 @@ def _with_steps(args: OffPolicySettings, rows: Prepared) -> OffPolicySettings:
     if rows.streaming:
         if args.max_steps <= 0:
             raise ValueError("train.max_steps: needed with streaming data, whose length is not known")
+        for what in ("eval", "save", "logging"):
+            if getattr(args, f"{what}_strategy") == "epoch":
+                raise ValueError(
+                    f"train.{what}_strategy: epoch, but a stream has no length: use steps, and train.{what}_steps"
+                )
         return args
     per_step = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
     per_epoch = max(1, -(-len(rows.dataset) // per_step))
@@ -192,7 +233,19 @@ def _order(rows: Prepared, seed: int) -> Any:
     return lambda total: MixtureSampler(rows.lengths, rows.weights, total, seed)
 
 
+def _check_can_save(trainer: OffPolicyTrainer) -> None:
+    """Refuse at the start a ZeRO-3 configuration that cannot write a whole model at the end."""
+    plugin = trainer.accelerator.state.deepspeed_plugin
+    zero = plugin.deepspeed_config["zero_optimization"] if plugin is not None else {}
+    if zero.get("stage") == 3 and not zero.get("stage3_gather_16bit_weights_on_model_save"):
+        raise ValueError(
+            "ZeRO-3 would write a model that from_pretrained cannot read: set zero3_save_16bit_model: true in the "
+            "configuration of accelerate (stage3_gather_16bit_weights_on_model_save in one of DeepSpeed), as in "
+            "recipes/accelerate/zero3.yaml"
+        )
+
+
 def _live_teacher(name: str, model: nn.Module, trainer: OffPolicyTrainer, own_rendering: bool) -> LocalTeacher:
-    whole_head = modelling.whole_head(model) if modelling.sharded_at_load() else None
     wrapped = wrap_frozen(model, trainer.accelerator)
+    whole_head = modelling.whole_head(model)
     return LocalTeacher(name, model, own_rendering, wrapped=wrapped, whole_head=whole_head)

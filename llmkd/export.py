@@ -7,9 +7,10 @@ from pathlib import Path
 
 import torch
 from huggingface_hub import HfApi
+from transformers import set_seed
 
 from llmkd.build import Job
-from llmkd.modelling import load_student
+from llmkd.modelling import load_student, whole_at_load
 
 logger = logging.getLogger(__name__)
 
@@ -26,10 +27,11 @@ def save_final(job: Job) -> None:
     trainer.save_model(str(target))
     trainer.accelerator.wait_for_everyone()
     if trainer.args.should_save:
-        if lora and student.merged_export:
-            merge(job, target, folder / "model")
-        elif student.save_dtype:
-            convert(target, getattr(torch, student.save_dtype))
+        with whole_at_load():  # this process is alone here
+            if lora and student.merged_export:
+                merge(job, target, folder / "model")
+            elif student.save_dtype:
+                convert(target, getattr(torch, student.save_dtype))
         job.tokenizer.save_pretrained(folder / ("model" if (folder / "model").is_dir() else "adapter"))
     trainer.accelerator.wait_for_everyone()
 
@@ -57,6 +59,7 @@ def merge(job: Job, adapter: Path, target: Path) -> None:
     """Load the base model once more, unquantised, put the adapter into its weights and save it."""
     from peft import PeftModel
 
+    set_seed(job.recipe.run.seed)  # a fresh student is made again from the seed
     base = load_student(job.recipe.student.model_copy(update={"quantization": None}), job.tokenizer)
     merged = PeftModel.from_pretrained(base, str(adapter)).merge_and_unload()
     if job.recipe.student.save_dtype:

@@ -1,8 +1,8 @@
 """The table of methods: what can be asked of a recipe, where it comes from and how well it is known to work here.
 
 ``llmkd methods`` and the README print this table; nothing else reads it.  The tags are those of Xu et al., A Survey on
-Knowledge Distillation of Large Language Models, 2024 (arXiv 2402.13116): how the teacher's knowledge is elicited, and by
-which kind of algorithm the student takes it in.
+Knowledge Distillation of Large Language Models, 2024 (arXiv 2402.13116): how the teacher's knowledge is elicited, and
+by which kind of algorithm the student takes it in.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ Evidence = Literal["measured here", "tests only", "planned"]
 EVIDENCE: dict[str, str] = {
     "measured here": "trained on CPU with its numbers in the README",
     "tests only": "formula and gradient are tested, and the recipe trains two steps of tiny models",
-    "planned": "not built: a recipe that asks for it is refused",
+    "planned": "not built; a recipe that asks for it is refused",
 }
 ELICITATION: tuple[str, ...] = get_args(Elicitation)
 ALGORITHM: tuple[str, ...] = get_args(Algorithm)
@@ -28,7 +28,7 @@ ALGORITHM: tuple[str, ...] = get_args(Algorithm)
 
 @dataclass(frozen=True)
 class Method:
-    """One row.  method: as in ``train.method``; terms: as in ``objective.terms``; recipe: a path below the repository."""
+    """One row.  method: as in ``train.method``; terms: as in ``objective.terms``; recipe: its path from the root."""
 
     method: str
     terms: str
@@ -44,7 +44,7 @@ HEADINGS = ("method", "terms", "paper", "recipe", "elicitation", "algorithm", "e
 METHODS: tuple[Method, ...] = (
     Method(
         "sft", "cross_entropy",
-        "Kim and Rush, Sequence-Level Knowledge Distillation, 2016 (arXiv 1606.07947), where the teacher wrote the data",
+        "Kim and Rush, Sequence-Level Knowledge Distillation, 2016 (arXiv 1606.07947), if the teacher wrote the data",
         "recipes/quickstart/teacher.yaml", "labeling", "supervised fine-tuning", "measured here",
     ),
     Method(
@@ -90,8 +90,8 @@ def markdown(methods: Sequence[Method] = METHODS) -> str:
         if method.recipe:
             row["recipe"] = f"[{method.recipe.removeprefix('recipes/')}]({method.recipe})"
         lines.append("| " + " | ".join(row.values()) + " |")
-    meanings = [f"*{kind}*: {meaning}" for kind, meaning in EVIDENCE.items()]
-    return "\n".join([*lines, "", "; ".join(meanings) + "."]) + "\n"
+    meanings = [f"- *{kind}*: {meaning}" for kind, meaning in EVIDENCE.items()]
+    return "\n".join([*lines, "", "Evidence:", *meanings]) + "\n"
 
 
 def plain(methods: Sequence[Method] = METHODS) -> str:

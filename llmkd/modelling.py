@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch import nn
+from torch.distributed.tensor import DTensor
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
-from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
+from transformers.integrations import deepspeed as zero
 
 from llmkd.backbone import head_of
 from llmkd.data.render import prepare_tokenizer
@@ -28,14 +32,27 @@ def resolve(name: str) -> str:
 
 def sharded_at_load() -> bool:
     """Whether ``from_pretrained`` shards parameters as it loads them (ZeRO-3)."""
-    return bool(is_deepspeed_zero3_enabled())
+    return bool(zero.is_deepspeed_zero3_enabled())
+
+
+@contextmanager
+def whole_at_load() -> Iterator[None]:
+    """Models made inside are whole, also under ZeRO-3, where otherwise all processes must make them together."""
+    config = zero._hf_deepspeed_config_weak_ref() if sharded_at_load() else None
+    zero.unset_hf_deepspeed_config()
+    try:
+        yield
+    finally:
+        if config is not None:
+            zero.set_hf_deepspeed_config(config)
 
 
 def runs_as_loaded(model: nn.Module) -> bool:
     """Whether a forward pass is possible before the trainer has placed the model: its parameters are here, and its
     attention kernels run where they are."""
     attention = str(getattr(model.config, "_attn_implementation", ""))
-    return not sharded_at_load() and not ("flash" in attention and next(model.parameters()).device.type == "cpu")
+    first = next(model.parameters())
+    return not hasattr(first, "ds_id") and not ("flash" in attention and first.device.type == "cpu")
 
 
 def load_tokenizer(student: Any) -> Any:
@@ -63,7 +80,8 @@ def load_student(student: Any, tokenizer: Any) -> nn.Module:
         model = _pretrained(AutoModelForCausalLM, student.model_name_or_path, "student.model_name_or_path", student,
                             dtype=_dtype(student.dtype), **extra)  # fmt: skip
     else:
-        model = _fresh(student, tokenizer)
+        with whole_at_load():  # the same weights however many processes there are
+            model = _fresh(student, tokenizer)
     model.config.use_cache = True
     return model
 
@@ -115,7 +133,7 @@ def _pretrained(auto: Any, name: str, where: str, section: Any, **extra: Any) ->
             path, revision=getattr(section, "revision", None) or "main",
             trust_remote_code=section.trust_remote_code, **extra,
         )  # fmt: skip
-    except (OSError, ValueError, ImportError, RuntimeError, KeyError) as error:
+    except (OSError, ValueError, ImportError, RuntimeError, KeyError, SafetensorError) as error:
         reason = str(error).strip().splitlines()[0][:300] if str(error).strip() else type(error).__name__
         kind = "tokenizer" if auto is AutoTokenizer else "model"
         raise ValueError(f"{where}: the {kind} {name} cannot be loaded: {reason}") from error
@@ -129,12 +147,22 @@ def quantization(section: Any) -> Any:
     return BitsAndBytesConfig(**section.model_dump(exclude_none=True))
 
 
-def lora_config(section: Any) -> Any:
+def lora_config(section: Any, model: nn.Module) -> Any:
+    """The configuration for peft, None without a section; ValueError for a module that the model does not have."""
     if section is None:
         return None
+    linear = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
+    named = section.target_modules if isinstance(section.target_modules, list) else []
+    for name in named:
+        if not any(f".{known}".endswith(f".{name}") for known, _ in model.named_modules()):
+            known = ", ".join(dict.fromkeys(n.rsplit(".", 1)[-1] for n in linear))
+            raise ValueError(
+                f"student.lora.target_modules: {name!r} is no module of {type(model).__name__}: it has {known}; "
+                "all-linear takes all but the head"
+            )
     from peft import LoraConfig
 
-    return LoraConfig(task_type="CAUSAL_LM", **section.model_dump(exclude_none=True))
+    return LoraConfig(**section.model_dump(exclude_none=True))
 
 
 def _dtype(name: str) -> Any:
@@ -151,12 +179,18 @@ def parameter_count(model: nn.Module) -> int:
     return sum(int(getattr(p, "ds_numel", p.numel())) for p in model.parameters())
 
 
-def whole_head(model: nn.Module) -> Head:
-    """A copy of the head with its parameters gathered, for a model that ZeRO-3 shards."""
-    import deepspeed
-
+def whole_head(model: nn.Module) -> Head | None:
+    """A copy of the head of a model that ZeRO-3 or FSDP2 shards; None where it is whole.  All processes must call
+    this."""
     head = head_of(model)
     parameters = [p for p in (head.weight, head.bias) if p is not None]
-    with deepspeed.zero.GatheredParameters(parameters), torch.no_grad():
-        copies = [p.detach().clone() for p in parameters]
+    if isinstance(head.weight, DTensor):
+        copies = [p.detach().full_tensor() for p in parameters]
+    elif hasattr(head.weight, "ds_id"):
+        import deepspeed
+
+        with deepspeed.zero.GatheredParameters(parameters):
+            copies = [p.detach().clone() for p in parameters]
+    else:
+        return None
     return Head(copies[0], copies[1] if len(copies) > 1 else None, head.softcap, head.scale)

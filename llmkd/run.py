@@ -49,23 +49,36 @@ class FolderInUse(ValueError):
 def claim(recipe: Recipe, source: str) -> None:
     """Make the run folder, or accept the one that is there, or raise FolderInUse.
 
-    A folder that is new, empty or holds nothing but files this package does not write is taken.  One that holds a run
-    is accepted with ``run.resume: auto`` and the same recipe, and refused otherwise.
+    A folder that is new, empty or holds nothing that a training run leaves is taken; so is one whose run ended before
+    it began, by a mistake in its recipe.  One that holds a run is accepted with ``run.resume: auto`` and the same
+    recipe, and refused otherwise.  ValueError where the folder cannot be written.
     """
     folder = Path(recipe.run.output_dir)
+    place = f"{source}: run.output_dir: {folder}"
     if folder.exists() and not folder.is_dir():
-        raise FolderInUse(f"{source}: run.output_dir: {folder} is a file: name a folder")
+        raise FolderInUse(f"{place} is a file: name a folder")
     written = folder / "recipe.yaml"
-    if written.is_file():
+    trace = trace_of_run(folder)
+    if trace is not None:
+        if not written.is_file():
+            raise FolderInUse(f"{place} holds {trace.name} of another program's run: name another folder")
         if recipe.run.resume != "auto":
             raise FolderInUse(
-                f"{source}: run.output_dir: {folder} holds a run already: set run.resume=auto to go on with it, or "
-                "name another folder"
+                f"{place} holds a run already: set run.resume=auto to go on with it, or name another folder"
             )
         _check_same(recipe, written, source)
-    folder.mkdir(parents=True, exist_ok=True)
-    write_whole(written, yaml.safe_dump(recipe.to_dict(), sort_keys=False, allow_unicode=True))
-    write_json(folder / "environment.json", environment())
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        write_whole(written, yaml.safe_dump(recipe.to_dict(), sort_keys=False, allow_unicode=True))
+        write_json(folder / "environment.json", environment())
+    except OSError as error:
+        raise ValueError(f"{place} cannot be written ({error.strerror}): name a folder you may write into") from error
+
+
+def trace_of_run(folder: Path) -> Path | None:
+    """Something in a folder that only a training run leaves there, None if there is nothing."""
+    names = ("metrics.jsonl", "checkpoint-*", "model", "adapter", "summary.json", "baseline/metrics.jsonl")
+    return next((path for name in names for path in sorted(folder.glob(name))), None)
 
 
 def _check_same(recipe: Recipe, written: Path, source: str) -> None:

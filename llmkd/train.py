@@ -28,10 +28,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         _say("stopped; run the same command with run.resume=auto to go on from the last checkpoint")
         return 130
-    except (ValueError, OSError) as error:
-        if os.environ.get("LLMKD_TRACEBACK"):
+    except Exception as error:
+        theirs = isinstance(error, (ValueError, OSError)) and not os.environ.get("LLMKD_TRACEBACK")
+        if theirs:
+            _say(f"error: {error}")
+        elif _first_to_end(before_meeting=True):
             raise
-        _say(f"error: {error}")
         return 2
 
 
@@ -44,9 +46,24 @@ def _run(path: str, overrides: Sequence[str]) -> int:
 
 
 def _say(text: str) -> None:
-    """To standard error, once: the other processes of a launch have the same to say."""
-    if os.environ.get("LOCAL_RANK", "0") == "0":
+    """To standard error, once in a launch."""
+    if _first_to_end(before_meeting=os.environ.get("LOCAL_RANK", "0") == "0"):
         print(text, file=sys.stderr, flush=True)
+
+
+def _first_to_end(before_meeting: bool) -> bool:
+    """Whether this process is the first of a launch to give up: the one that knows why.
+
+    The others fail for the same reason, or because this one has left them; what they say would hide it.  They ask a
+    counter in the store through which the processes met; before they have met the answer is ``before_meeting``.
+    """
+    dist = sys.modules.get("torch.distributed")
+    if dist is None or not dist.is_available() or not dist.is_initialized():
+        return before_meeting
+    try:
+        return bool(dist.distributed_c10d._get_default_store().add("llmkd/ended", 1) == 1)
+    except RuntimeError:  # the store has gone with the process that kept it
+        return False
 
 
 if __name__ == "__main__":

@@ -51,7 +51,7 @@ class Head:
         """Float32 logits ``[N, V]`` of ``hidden [N, H]``, from a product of the hidden states' own precision."""
         product = matmul_float32(hidden, self.weight.to(hidden.dtype).t())
         if self.bias is not None:
-            product = product + self.bias.float()
+            product = product + self.bias.to(product.dtype)
         if self.scale != 1.0:
             product = product * self.scale
         if self.softcap is not None:

@@ -20,7 +20,7 @@ LEVELS = [
     {"objectives", "teachers", "data", "rewards", "trainers"},
     {"build", "export", "modelling", "run"},
     {"checks", "generation", "evaluation"},
-    {"cli", "job", "train"},
+    {"cli", "job", "methods", "train"},
 ]
 LEVEL = {part: level for level, parts in enumerate(LEVELS) for part in parts}
 SIBLINGS = LEVELS[1]

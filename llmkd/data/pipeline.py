@@ -31,6 +31,30 @@ class Prepared:
         return isinstance(self.dataset, IterableDataset)
 
 
+@dataclass(frozen=True)
+class Rows:
+    """All rows of a run.  held_out: by domain; own: the teachers whose own rendering the rows carry."""
+
+    training: Prepared
+    held_out: dict[str, Dataset]
+    own: tuple[str, ...]
+
+
+def prepare(
+    data: Data,
+    evaluation: Eval,
+    settings: Any,
+    tokenizer: Any,
+    own: Mapping[str, Any],
+    domains: Sequence[str],
+    *,
+    seed: int,
+) -> Rows:
+    """Load, tokenise and pack everything that a run reads."""
+    training = prepare_training(data, settings, tokenizer, own, domains, seed=seed)
+    return Rows(training, prepare_held_out(evaluation, settings, tokenizer, own, domains), tuple(own))
+
+
 def prepare_training(
     data: Data, settings: Any, tokenizer: Any, own: Mapping[str, Any], domains: Sequence[str], *, seed: int
 ) -> Prepared:
@@ -46,7 +70,8 @@ def prepare_training(
     weights = _weights(data)
     if streaming == {True}:
         mixed = mix_streams(parts, weights, seed)
-        return Prepared(mixed.shuffle(seed=seed, buffer_size=1000), [], weights)
+        # Without an end: to resume is to skip what was drawn, in whatever pass that was.
+        return Prepared(mixed.shuffle(seed=seed, buffer_size=1000).repeat(None), [], weights)
     return Prepared(concatenate_datasets(parts), [len(p) for p in parts], weights)
 
 

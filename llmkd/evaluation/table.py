@@ -12,6 +12,7 @@ from llmkd.data.tasks.arithmetic import LEVELS
 from llmkd.evaluation.exact_match import TASKS
 from llmkd.modelling import parameter_count
 from llmkd.trainers.held_out import HeldOut, measure
+from llmkd.trl_compat import whole_for_generation
 
 Result = dict[str, Any]
 """``parameters``, ``held_out`` {domain: {measure: value}}, ``tasks`` {task: {level: share}}, ``tokens``, ``seconds``"""
@@ -40,13 +41,9 @@ def teacher_results(job: Job, yardstick: Any) -> dict[str, Result]:
     for name, teacher in job.teachers.items():
         wrapped = teacher.wrapped or teacher.model
         held = {h.domain: measure(wrapped, h, {}, yardstick, job.trainer.accelerator) for h in _plain(job, name)}
-        out[name] = {
-            "parameters": parameter_count(teacher.model),
-            "held_out": held,
-            "tasks": run_tasks(teacher.model, job.tokenizer, job.recipe.eval.tasks)
-            if teacher.whole_head is None
-            else {},
-        }
+        with whole_for_generation(wrapped, job.trainer.accelerator) as model:
+            tasks = run_tasks(model, job.tokenizer, job.recipe.eval.tasks)
+        out[name] = {"parameters": parameter_count(teacher.model), "held_out": held, "tasks": tasks}
     return out
 
 

@@ -11,15 +11,19 @@ count), and the backward pass may only scale: the output is one scalar.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
-from llmkd.objectives.divergences import TERMS, cross_entropy
+from llmkd.objectives.divergences import TERMS, cross_entropy, expect
 from llmkd.types import Head, Signals, matmul_float32
 
+Formula = Callable[[Tensor], Tensor]
+"""A function of ``logq [n, V]``."""
 CHUNK_BYTES = 256 * 2**20
 """Float32 logits of a chunk, student and teachers together."""
 CPU_BLOCK_BYTES = 2**20
@@ -70,7 +74,8 @@ def fused_loss(hidden: Tensor, head: Head, request: Request) -> tuple[Tensor, Va
     """Sum over terms and tokens of ``weight * value``, differentiable in ``hidden [N, Hs]`` and the head.
 
     Returns the scalar and the measured Values.  With a head that needs no gradient its product is left out.  Raises
-    ValueError for shapes that do not fit and for target ids outside the shared vocabulary.
+    ValueError for shapes that do not fit, for terms that are unknown or lack their teacher, and for target ids outside
+    the shared vocabulary.
     """
     _check(hidden, head, request)
     values = Values(
@@ -100,11 +105,33 @@ def _check(hidden: Tensor, head: Head, request: Request) -> None:
     for signals in request.teachers:
         if signals.hidden.shape[0] != tokens:
             raise ValueError(f"{tokens} student tokens, but the teacher answered for {signals.hidden.shape[0]}")
-    if tokens and not torch.jit.is_tracing() and int(request.targets.max()) >= request.vocabulary:
+        if signals.hidden.dim() != 2 or signals.hidden.shape[1] != signals.head.weight.shape[1]:
+            raise ValueError(
+                f"teacher hidden states {tuple(signals.hidden.shape)} do not fit the head "
+                f"{tuple(signals.head.weight.shape)}: expected [N, Ht] and [V, Ht]"
+            )
+    rows = min(h.weight.shape[0] for h in (head, *(t.head for t in request.teachers)))
+    if request.vocabulary > rows:
+        raise ValueError(f"a shared vocabulary of {request.vocabulary} rows, but the smallest head has {rows}")
+    for term in request.terms:
+        _check_term(term, tokens, len(request.teachers))
+    outside = request.targets[(request.targets < 0) | (request.targets >= request.vocabulary)]
+    if outside.numel():
         raise ValueError(
-            f"target id {int(request.targets.max())} is outside the shared vocabulary of {request.vocabulary} rows: "
+            f"target id {int(outside[0])} is outside the shared vocabulary of {request.vocabulary} rows: "
             "the tokenizer does not belong to this model"
         )
+
+
+def _check_term(term: WeightedTerm, tokens: int, teachers: int) -> None:
+    if term.kind not in TERMS:
+        raise ValueError(f"there is no term {term.kind}: one of {', '.join(TERMS)}")
+    if TERMS[term.kind].needs_teacher != (term.teacher is not None):
+        raise ValueError(f"{term.kind} {'needs a teacher' if term.teacher is None else 'takes no teacher'}")
+    if term.teacher is not None and not 0 <= term.teacher < teachers:
+        raise ValueError(f"{term.kind} looks at teacher {term.teacher}, but there are {teachers} teachers")
+    if term.weight.shape != (tokens,):
+        raise ValueError(f"{tokens} student tokens, but {term.kind} has weights of shape {tuple(term.weight.shape)}")
 
 
 class _Fused(torch.autograd.Function):
@@ -138,6 +165,7 @@ class _Fused(torch.autograd.Function):
         return loss
 
     @staticmethod
+    @once_differentiable
     def backward(ctx, upstream):  # type: ignore[no-untyped-def]
         assert upstream.dim() == 0, "gradients are made in the forward pass: the loss may only be scaled"
         pairs = zip(ctx.saved_tensors, ctx.dtypes, strict=True)
@@ -196,8 +224,7 @@ def _visit(logits, teacher_logits, rows, request, values, head, needs_grad):  # 
 def _row_block(z, teacher_z, rows, request, values):  # type: ignore[no-untyped-def]
     """Values and the gradient to the logits ``z [n, V]`` of one row block, all terms together."""
     logq = z.log_softmax(-1)
-    entropy = -(logq.exp() * logq.clamp(min=torch.finfo(logq.dtype).min)).sum(-1)
-    values.entropy[rows] = entropy
+    values.entropy[rows] = -expect(logq.exp(), logq)
     warm = logq if request.tau_student == 1.0 else (z / request.tau_student).log_softmax(-1)
     logps = [(t if request.tau_teacher == 1.0 else t / request.tau_teacher).log_softmax(-1) for t in teacher_z]
     student_top = z.argmax(-1)
@@ -207,34 +234,54 @@ def _row_block(z, teacher_z, rows, request, values):  # type: ignore[no-untyped-
     gradient = torch.zeros_like(z)
     for k, term in enumerate(request.terms):
         weight = term.weight[rows].to(z.dtype)
-        if term.teacher is None:
+        if term.kind == "cross_entropy":
             value = _cross_entropy(logq, request.targets[rows], weight, gradient)
+        elif term.teacher is None:
+            value = _pointwise(*_against(request.targets[rows], term.kind), logq, weight, gradient)
         else:
-            value = _divergence(term.kind, logps[term.teacher], warm, weight / request.tau_student, gradient)
+            formulas = _beside(logps[term.teacher], term.kind)
+            value = _pointwise(*formulas, warm, weight / request.tau_student, gradient)
         values.terms[k, rows] = value
         # A token whose weight is 0 adds nothing, whatever its value: 0 * inf is not a number.
         loss += torch.where(weight == 0, 0.0, weight * value).sum()
     return loss, gradient
 
 
+def _beside(logp: Tensor, kind: str) -> tuple[Formula, Formula | None]:
+    """A divergence's value and closed-form gradient as functions of ``logq`` alone."""
+    row = TERMS[kind]
+    return partial(row.value, logp), None if row.gradient is None else partial(row.gradient, logp)
+
+
+def _against(target: Tensor, kind: str) -> tuple[Formula, Formula | None]:
+    """The same of a loss against the data."""
+    row = TERMS[kind]
+    closed = row.gradient
+    return lambda logq: row.value(logq, target), None if closed is None else lambda logq: closed(logq, target)
+
+
 def _cross_entropy(logq: Tensor, target: Tensor, weight: Tensor, gradient: Tensor) -> Tensor:
-    """Value ``[n]``; adds ``weight (q - onehot)`` to the gradient."""
+    """Value ``[n]``; adds ``weight (q - onehot)`` to the gradient, in place: what every run computes."""
     gradient.addcmul_(logq.exp(), weight.unsqueeze(-1))
     gradient.scatter_add_(-1, target.unsqueeze(-1), -weight.unsqueeze(-1))
     return cross_entropy(logq, target)
 
 
-def _divergence(kind: str, logp: Tensor, logq: Tensor, weight: Tensor, gradient: Tensor) -> Tensor:
+def _pointwise(value_of: Formula, closed: Formula | None, logq: Tensor, weight: Tensor, gradient: Tensor) -> Tensor:
     """Value ``[n]``; adds ``weight dvalue/dz`` to the gradient: the closed form, or autograd on this row block."""
-    row = TERMS[kind]
-    on = (weight != 0).unsqueeze(-1)
-    if row.gradient is not None:
-        gradient += torch.where(on, row.gradient(logp, logq) * weight.unsqueeze(-1), 0.0)
-        return row.value(logp, logq)
+    if closed is not None:
+        _accumulate(gradient, closed(logq), weight)
+        return value_of(logq)
     with torch.enable_grad():
         leaf = logq.detach().requires_grad_()
-        value = row.value(logp, leaf)
+        value = value_of(leaf)
         (g,) = torch.autograd.grad(value.sum(), leaf)
-    dz = g - logq.exp() * g.sum(-1, keepdim=True)
-    gradient += torch.where(on, dz * weight.unsqueeze(-1), 0.0)
+    _accumulate(gradient, g - logq.exp() * g.sum(-1, keepdim=True), weight)
     return value.detach()
+
+
+def _accumulate(gradient: Tensor, dz: Tensor, weight: Tensor) -> None:
+    """Add ``weight dz``, where a weight of 0 adds nothing even if ``dz`` is no number."""
+    if dz.is_cuda or (weight == 0).any():
+        dz = torch.where((weight == 0).unsqueeze(-1), 0.0, dz)
+    gradient.addcmul_(dz, weight.unsqueeze(-1))

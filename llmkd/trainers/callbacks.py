@@ -8,7 +8,9 @@ import time
 from pathlib import Path
 from typing import Any
 
-from transformers import ProgressCallback, TrainerCallback
+from transformers import EarlyStoppingCallback, ProgressCallback, TrainerCallback
+
+from llmkd.backbone import check_family
 
 SHOWN = ("loss", "eval_mean/bits_per_byte", "eval_mean/kl")
 
@@ -37,7 +39,8 @@ class MetricsFile(TrainerCallback):
         self.started = time.monotonic()
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **_: Any) -> None:
-        if not state.is_world_process_zero or not logs:
+        # The line of the end has rates and means of this process alone, not of the run; the summary has the run's.
+        if not state.is_world_process_zero or not logs or "train_runtime" in logs:
             return
         line = {public_name(k): v for k, v in logs.items() if k != "epoch"}
         with self.path.open("a") as file:
@@ -45,7 +48,10 @@ class MetricsFile(TrainerCallback):
 
 
 def cut_metrics(path: Path, step: int) -> None:
-    """Drop the lines after ``step``, which a resumed run will write again, and a last line that was cut short."""
+    """Drop the lines after ``step``, which a resumed run will write again, and a last line that was cut short.
+
+    ``path``: a file of JSON objects with a ``step`` each, such as ``metrics.jsonl`` and ``samples.jsonl``.
+    """
     if not path.is_file():
         return
     kept = []
@@ -70,6 +76,43 @@ class ProgressBar(ProgressCallback):
         shown = {public_name(k): f"{logs[k]:.4g}" for k in SHOWN if isinstance(logs.get(k), float)}
         self.training_bar.set_postfix({**getattr(self, "shown", {}), **shown})
         self.shown = {**getattr(self, "shown", {}), **shown}
+
+
+class CheckFamily(TrainerCallback):
+    """``check_family`` of a student that could not run before the trainer had placed it."""
+
+    def __init__(self, trainer: Any, packed: bool) -> None:
+        self.trainer = trainer
+        self.packed = packed
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        student = self.trainer.accelerator.unwrap_model(self.trainer.model_wrapped)
+        with self.trainer.accelerator.autocast():
+            check_family(student, packed=self.packed, where="student", wrapper=self.trainer.model_wrapped)
+
+
+class Unlogged(TrainerCallback):
+    """Give a resumed trainer what the steps between its last log line and its checkpoint had measured."""
+
+    def __init__(self, trainer: Any, unlogged: dict[str, Any]) -> None:
+        self.trainer = trainer
+        self.unlogged = unlogged
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self.trainer._globalstep_last_logged = self.unlogged["since"]
+        self.trainer._tr_loss.fill_(self.unlogged["loss"])
+        if args.process_index == 0:
+            self.trainer.measured.restore(self.unlogged["measured"], args.device)
+
+
+class Patience(EarlyStoppingCallback):
+    """Early stopping that counts on where a resumed run had got to."""
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        saved = state.stateful_callbacks.get(type(self).__name__) or {}
+        self.early_stopping_patience_counter = saved.get("attributes", {}).get("early_stopping_patience_counter", 0)
+        if self.early_stopping_patience_counter >= self.early_stopping_patience:
+            control.should_training_stop = True
 
 
 class Stop(TrainerCallback):
@@ -98,5 +141,10 @@ class Stop(TrainerCallback):
             control.should_training_stop = True
 
     def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self.restore()
+
+    def restore(self) -> None:
+        """Give the signals back to whom they belonged to."""
         for number, handler in self.before.items():
             signal.signal(number, handler)
+        self.before = {}

@@ -7,9 +7,11 @@ it stands; a folder without it is never resumed from.
 
 from __future__ import annotations
 
+import errno
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +20,28 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, rotate_checkpoints
 MARK = "llmkd_state.json"
 
 
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
 class SaveError(OSError):
-    """A checkpoint could not be written; the ones before it are whole."""
+    """Something could not be written; the checkpoints before it are whole."""
+
+
+@contextmanager
+def saving(target: Path, folder: Path) -> Iterator[None]:
+    """Turn a full disk, met while writing ``target`` of the run in ``folder``, into a SaveError that says what to
+    do."""
+    try:
+        yield
+    except Exception as error:
+        if isinstance(error, SaveError) or not _is_disk(error):
+            raise
+        last = newest_complete(folder)
+        rescue = f"{last} is whole" if last else "there is no checkpoint yet"
+        raise SaveError(
+            f"{target}: could not be saved ({str(error).splitlines()[0]}); {rescue}. Make room on the disk and run "
+            "again with run.resume=auto"
+        ) from error
 
 
 def checkpoints(folder: Path) -> list[Path]:
@@ -54,20 +76,14 @@ def save_checkpoint(trainer: Any, save: Callable[[], None], mark: dict[str, Any]
     target = folder / f"{PREFIX_CHECKPOINT_DIR}-{trainer.state.global_step}"
     limit, trainer.args.save_total_limit = trainer.args.save_total_limit, None
     try:
-        save()
-        trainer.accelerator.wait_for_everyone()
-        if trainer.args.should_save:
-            _write_whole(target / MARK, json.dumps({"step": trainer.state.global_step, **mark}))
-    except Exception as error:
-        if not _is_disk(error):
-            raise
+        with saving(target, folder):
+            save()
+            trainer.accelerator.wait_for_everyone()
+            if trainer.args.should_save:
+                _write_whole(target / MARK, json.dumps({"step": trainer.state.global_step, **mark}))
+    except SaveError:
         shutil.rmtree(target, ignore_errors=True)
-        last = newest_complete(folder)
-        rescue = f"{last} is whole" if last else "there is no earlier one"
-        raise SaveError(
-            f"{target}: could not be saved ({error}); {rescue}. Make room on the disk and run again with "
-            "run.resume=auto"
-        ) from error
+        raise
     finally:
         trainer.args.save_total_limit = limit
     if trainer.args.should_save:
@@ -81,10 +97,8 @@ def save_checkpoint(trainer: Any, save: Callable[[], None], mark: dict[str, Any]
 
 def _is_disk(error: Exception) -> bool:
     """Writers in other languages report a full disk as their own error, with the system's message in it."""
-    return (
-        isinstance(error, OSError)
-        or any(f"os error {n}" in str(error) for n in (27, 28, 122))
-        or ("file write failed" in str(error) or "No space left" in str(error))
+    return (isinstance(error, OSError) and error.errno in FULL) or any(
+        words in str(error) for words in ("file write failed", "unexpected pos", *(f"(os error {n})" for n in FULL))
     )
 
 

@@ -18,7 +18,7 @@ from torch.utils.data import Sampler
 from trl import SFTTrainer
 
 from llmkd.backbone import head_module, head_of, hidden_states, through
-from llmkd.trainers.callbacks import MetricsFile
+from llmkd.trainers.callbacks import MetricsFile, Unlogged
 from llmkd.trainers.checkpoints import read_mark, save_checkpoint
 from llmkd.trainers.held_out import HeldOut, measure
 from llmkd.trainers.optimizers import check_whole_parameters, muon_adamw
@@ -73,9 +73,10 @@ class OffPolicyTrainer(SFTTrainer):
         return None if self.order is None else self.order(self.args.max_steps * self.rows_per_step)
 
     def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: Any) -> tuple[list, Tensor]:
-        """The micro-batches of one optimizer step, and the counts over all of them and all ranks ``[K + 1]``."""
+        """The micro-batches of one optimizer step, and the counts over all of them and all ranks ``[K + 1]``; none
+        where the training is over before the step, resumed from the checkpoint of an early stop."""
         batches = []
-        for _ in range(num_batches):
+        for _ in range(0 if self.control.should_training_stop else num_batches):
             batch = next(epoch_iterator, None)
             if batch is None:
                 break
@@ -100,10 +101,12 @@ class OffPolicyTrainer(SFTTrainer):
         signals = {name: self.teachers[name].score(inputs) for name in self.objective.teacher_names}
         student = self.accelerator.unwrap_model(model)
         measured: Tally = {}
+        exact: list[Tensor] = []
 
         def at_head(hidden: Tensor) -> Tensor:
             loss, tally = self.objective(hidden, head_of(student), signals, inputs, num_items_in_batch)
             measured.update(tally)
+            exact.append(loss.detach())
             return loss
 
         def forward() -> Tensor:
@@ -113,6 +116,8 @@ class OffPolicyTrainer(SFTTrainer):
 
         loss = through(model, student, forward)
         self.measured.add(measured)
+        if loss.dtype != exact[0].dtype:  # FSDP2 rounds what leaves a module: the value is put back
+            loss = exact[0] + (loss - loss.detach()).to(exact[0].dtype)
         return loss * self.accelerator.num_processes
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
@@ -155,14 +160,26 @@ class OffPolicyTrainer(SFTTrainer):
         self._metrics["eval"].clear()
         super().log(logs, start_time)
 
+    def _save(self, output_dir: str | None = None, state_dict: dict[str, Tensor] | None = None) -> None:
+        """Where DeepSpeed leaves the model whole, TRL hands over a copy in which a tied head would be written twice."""
+        plugin = self.accelerator.state.deepspeed_plugin
+        super()._save(output_dir, None if plugin is not None and plugin.zero_stage < 3 else state_dict)
+
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
-        mark = {"tokens_seen": int(self.tokens_seen), "seconds": self.seconds()}
+        unlogged = {
+            "since": self._globalstep_last_logged,
+            "loss": float(self.accelerator.reduce(self._tr_loss.clone(), reduction="mean")),
+            "measured": self.measured.total(self.accelerator),
+        }
+        mark = {"tokens_seen": int(self.tokens_seen), "seconds": self.seconds(), "unlogged": unlogged}
         save_checkpoint(self, lambda: super(SFTTrainer, self)._save_checkpoint(model, trial), mark)
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         super()._load_optimizer_and_scheduler(checkpoint)
         if checkpoint is not None:
-            self.tokens_seen.fill_(read_mark(Path(checkpoint))["tokens_seen"])
+            mark = read_mark(Path(checkpoint))
+            self.tokens_seen.fill_(mark["tokens_seen"])
+            self.add_callback(Unlogged(self, mark["unlogged"]))
 
     def seconds(self) -> float:
         """Time spent training this run, as the metrics file counts it."""

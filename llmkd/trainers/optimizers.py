@@ -44,12 +44,14 @@ class MuonAdamW(Optimizer):
 
 def muon_adamw(model: nn.Module, args: Any) -> MuonAdamW:
     """Muon at ``muon_learning_rate`` for the matrices between embedding and head, AdamW at ``learning_rate`` for the
-    embedding, the head and vectors; ``weight_decay`` on matrices only."""
-    outer = {id(m.weight) for m in (model.get_input_embeddings(), model.get_output_embeddings()) if m is not None}
+    embeddings (of positions too), the head, stacks of matrices (experts) and vectors; no ``weight_decay`` on vectors.
+    """
+    outer = {id(m.weight) for m in model.modules() if isinstance(m, nn.Embedding)}
+    outer |= {id(m.weight) for m in (model.get_input_embeddings(), model.get_output_embeddings()) if m is not None}
     trainable = [p for p in model.parameters() if p.requires_grad]
     matrices = [p for p in trainable if p.ndim == 2 and id(p) not in outer]
-    tables = [p for p in trainable if id(p) in outer]
-    vectors = [p for p in trainable if p.ndim != 2 and id(p) not in outer]
+    tables = [p for p in trainable if id(p) in outer or p.ndim > 2]
+    vectors = [p for p in trainable if p.ndim < 2]
     if not matrices:
         raise ValueError("train.muon_learning_rate: the student has no trainable hidden matrix")
     rate = {"lr": args.learning_rate}

@@ -22,6 +22,11 @@ class OffPolicySettings(SFTConfig):
     logging_steps: float = field(default=10, metadata={"help": "Write a line of metrics every so many steps."})
     num_train_epochs: float = field(default=1.0, metadata={"help": "Passes over the data, where max_steps is not set."})
     gradient_checkpointing: bool = field(default=False, metadata={"help": "Recompute activations in the backward."})
+    ddp_find_unused_parameters: bool | None = field(
+        default=False, metadata={"help": "Look for parameters without a gradient at every step, with DDP."}
+    )
+    # What is saved is a model to generate with; our forward passes say themselves that they use no cache.
+    use_cache: bool = field(default=True, metadata={"help": "The key-value cache of the final model's config."})
     assistant_only_loss: bool | None = field(
         default=None, metadata={"help": "Count the assistant's turns alone. Default: yes, where rows have messages."}
     )
@@ -38,13 +43,17 @@ class OffPolicySettings(SFTConfig):
     )
 
 
-# Fields that other sections own, that the design fixes, or that the prepared data make meaningless.
+# Fields that other sections own, that the design fixes, or that would change nothing here: the data come prepared, in an
+# order of their own, evaluation is our own, and a checkpoint is always one to resume from.
 NOT_IN_A_RECIPE = {
     "output_dir", "seed", "data_seed", "run_name", "report_to", "resume_from_checkpoint", "do_train", "do_eval",
     "do_predict", "push_to_hub", "model_init_kwargs", "trust_remote_code", "chat_template_path", "dataset_text_field",
     "dataset_kwargs", "shuffle_dataset", "padding_free", "loss_type", "label_smoothing_factor", "remove_unused_columns",
     "label_names", "use_liger_kernel", "liger_kernel_config", "auto_find_batch_size", "average_tokens_across_devices",
-    "pad_token", "eos_token", "load_best_model_at_end_", "group_by_length", "length_column_name", "past_index",
+    "pad_token", "eos_token", "train_sampling_strategy", "use_cache", "router_aux_loss_coef", "save_only_model",
+    "ignore_data_skip", "restore_callback_states_from_checkpoint", "enable_jit_checkpoint", "bf16_full_eval",
+    "fp16_full_eval", "prediction_loss_only", "eval_accumulation_steps", "batch_eval_metrics", "include_for_metrics",
+    "eval_do_concat_batches", "eval_use_gather_object", "local_rank",
 }  # fmt: skip
 CHOICES = {
     "over_long": ("truncate", "split", "drop", "error"),
@@ -106,6 +115,8 @@ def settings_of(recipe: Recipe) -> OffPolicySettings:
         options.setdefault("greater_is_better", best.endswith("agreement"))
     if options.get("early_stopping_patience") and not best:
         raise ValueError("train.early_stopping_patience: needs train.metric_for_best_model, such as eval/mean/kl")
+    if options.get("early_stopping_patience") and options.get("eval_strategy", "no") == "no":
+        raise ValueError("train.early_stopping_patience: counts evaluations: set train.eval_strategy=steps or epoch")
     run = recipe.run
     hub = {}
     if run.hub is not None:
