@@ -139,6 +139,17 @@ def close(a: float, b: float, relative: float = 1e-5) -> bool:
     return abs(a - b) <= relative * max(abs(a), abs(b))
 
 
+def first_rows(job: Any, count: int) -> list[dict[str, Any]]:
+    """The rows of the first step, as the trainer draws them."""
+    sampler = job.trainer._get_train_sampler()
+    return [job.trainer.train_dataset[i] for i, _ in zip(sampler, range(count), strict=False)]
+
+
+def loaded(folder: Path) -> Any:
+    """A saved model in float32, in eval mode."""
+    return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+
+
 def one_step(job: Job, rows: Sequence[Mapping[str, Any]]) -> tuple[float, dict[str, Tensor]]:
     """Loss and gradients of one optimizer step over one batch of prepared rows, without the optimizer."""
     trainer = job.trainer

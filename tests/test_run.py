@@ -106,7 +106,7 @@ def test_summary_has_the_three_models_side_by_side(ran: tuple[dict[str, Any], Pa
 
 
 def test_card_holds_base_teacher_data_objective_and_results(ran: tuple[dict[str, Any], Path], inputs: Path) -> None:
-    data, folder = ran
+    _, folder = ran
     card = (folder / "README.md").read_text()
     assert card == (folder / "model" / "README.md").read_text()
     front = yaml.safe_load(card.split("---")[1])

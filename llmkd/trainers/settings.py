@@ -43,8 +43,8 @@ class OffPolicySettings(SFTConfig):
     )
 
 
-# Fields that other sections own, that the design fixes, or that would change nothing here: the data come prepared, in an
-# order of their own, evaluation is our own, and a checkpoint is always one to resume from.
+# Fields that other sections own, that the design fixes, or that would change nothing here: the data come prepared, in
+# an order of their own, evaluation is our own, and a checkpoint is always one to resume from.
 NOT_IN_A_RECIPE = {
     "output_dir", "seed", "data_seed", "run_name", "report_to", "resume_from_checkpoint", "do_train", "do_eval",
     "do_predict", "push_to_hub", "model_init_kwargs", "trust_remote_code", "chat_template_path", "dataset_text_field",

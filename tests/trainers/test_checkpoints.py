@@ -128,6 +128,6 @@ def test_other_errors_are_not_called_a_full_disk(tmp_path: Path, error: Exceptio
 
 
 def test_save_error_is_not_wrapped_again(tmp_path: Path) -> None:
-    with pytest.raises(SaveError, match="^inner$"):
+    with pytest.raises(SaveError, match=r"^inner$"):
         with saving(tmp_path / "outer", tmp_path):
             raise SaveError("inner")
