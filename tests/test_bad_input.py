@@ -1,6 +1,6 @@
 """Every mistake ends a run with exit code 2 and one message: where it is, what it is, what to do; never a traceback.
 
-The recipe's own mistakes are in test_config_errors.py; a full disk and Ctrl-C, which are none, in test_interruptions.py.
+The recipe's own mistakes are in test_config_errors.py; a full disk and Ctrl-C are in test_interruptions.py.
 """
 
 import gzip
@@ -27,7 +27,7 @@ from runs import (
     prose,
     recipe,
     write_rows,
-)  # fmt: skip
+)
 from tiny import tiny_llama, tiny_tokenizer
 
 Capture = pytest.CaptureFixture[str]

@@ -23,7 +23,7 @@ from runs import (
     recipe,
     trained,
     write_rows,
-)  # fmt: skip
+)
 
 
 @pytest.fixture(scope="module")

@@ -27,7 +27,7 @@ from runs import (
     said,
     started,
     write_recipe,
-)  # fmt: skip
+)
 
 Capture = pytest.CaptureFixture[str]
 

@@ -17,6 +17,8 @@ from runs import (
     VOCABULARY,
     built,
     close,
+    first_rows,
+    loaded,
     log_probs,
     make_inputs,
     norm,
@@ -26,7 +28,7 @@ from runs import (
     row_formulas,
     trained,
     write_rows,
-)  # fmt: skip
+)
 from tiny import sentences, tiny_llama, tiny_tokenizer
 
 SPLITS = {(8, 1): "8x1", (4, 2): "4x2", (2, 4): "2x4"}

@@ -26,7 +26,7 @@ from runs import (
     one_message,
     recipe,
     started,
-)  # fmt: skip
+)
 
 START_SECONDS = 120
 

@@ -19,7 +19,7 @@ from llmkd.trainers.checkpoints import (
     remove_incomplete,
     save_checkpoint,
     saving,
-)  # fmt: skip
+)
 
 
 def make(folder: Path, step: int, complete: bool = True) -> Path:

@@ -24,7 +24,7 @@ from runs import (
     trained,
     training_lines,
     weights,
-)  # fmt: skip
+)
 
 
 @pytest.fixture(scope="module")
@@ -187,7 +187,8 @@ def overfitting(inputs: Path, output: Path, **changes: Any) -> dict[str, Any]:
         "data.datasets": [{"path": str(inputs / "chats.jsonl"), "domain": "chats", "max_rows": 6}],
         "objective.terms": {"ce": {"term": "cross_entropy"}}, "eval.datasets": held_out(inputs),
         "teachers.0.model_name_or_path": str(inputs / "near"), "train.learning_rate": 1e-2,
-        "train.max_steps": 20, "train.eval_strategy": "steps", "train.eval_steps": 2, "train.save_steps": 2, "train.load_best_model_at_end": True, "train.save_total_limit": 1, **changes,
+        "train.max_steps": 20, "train.eval_strategy": "steps", "train.eval_steps": 2, "train.save_steps": 2,
+        "train.load_best_model_at_end": True, "train.save_total_limit": 1, **changes,
     })  # fmt: skip
 
 
