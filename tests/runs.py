@@ -24,6 +24,7 @@ from transformers import AutoModelForCausalLM
 from llmkd import config, train
 from llmkd.build import Job, build
 from llmkd.trainers.settings import train_fields
+
 from tiny import sentences, tiny_llama, tiny_tokenizer
 
 VOCABULARY = 384

@@ -19,6 +19,7 @@ from transformers import AutoTokenizer
 
 from llmkd import config
 from llmkd.trainers.settings import settings_of, train_fields
+
 from runs import (
     held_out,
     main_with,

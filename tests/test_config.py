@@ -4,9 +4,10 @@ import copy
 from pathlib import Path
 
 import pytest
-from config_recipe import FIELDS, MISSING, RECIPE, changed, plain
 
 from llmkd.config import Mask, Recipe, RecipeError, TrainField, from_dict, help_text, load
+
+from config_recipe import FIELDS, MISSING, RECIPE, changed, plain
 
 
 @pytest.fixture

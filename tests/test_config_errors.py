@@ -3,9 +3,10 @@
 from typing import Any
 
 import pytest
-from config_recipe import FIELDS, MISSING, changed, only_problem, plain, problems
 
 from llmkd.config import TrainField, from_dict
+
+from config_recipe import FIELDS, MISSING, changed, only_problem, plain, problems
 
 # ---------------------------------------------------------------- unknown keys and wrong sections
 

@@ -96,6 +96,21 @@ def test_fully_masked_row_changes_nothing(inputs: Path, tmp_path: Path) -> None:
     assert alone == 0.0 and norm(nothing) == 0.0
 
 
+@pytest.mark.parametrize("normalize", ["all", "kept"])
+def test_term_that_keeps_nothing_in_a_step_adds_nothing(inputs: Path, tmp_path: Path, normalize: str) -> None:
+    terms = {
+        "ce": {"term": "cross_entropy"},
+        "chats": {"term": "forward_kl", "mask": {"domains": ["chats"]}, "normalize": normalize},
+    }
+    with_it = built(recipe(inputs, tmp_path / "with", {"objective.terms": terms}))
+    without = built(recipe(inputs, tmp_path / "without", {"objective.terms": {"ce": terms["ce"]}}))
+    rows = [row for row in first_rows(with_it, 16) if row["domains"] == [0]]
+    loss, gradients = one_step(with_it, rows)
+    expected, expected_gradients = one_step(without, rows)
+    assert loss == expected > 0
+    assert all(torch.equal(gradients[name], expected_gradients[name]) for name in expected_gradients)
+
+
 def test_run_over_rows_without_an_answer_is_the_run_without_them(inputs: Path, tmp_path: Path) -> None:
     """Through the whole loop: a step whose every second row has no counted token."""
     blank = {"messages": [{"role": "user", "content": "nobody answers this"}]}

@@ -10,6 +10,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from llmkd.export import save_final
+
 from runs import built, held_out, main_with, make_inputs, recipe, weights
 
 IDS = torch.arange(5, 37).reshape(2, 16)

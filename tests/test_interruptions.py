@@ -17,6 +17,7 @@ import pytest
 
 from llmkd.trainers.checkpoints import MARK, newest_complete
 from llmkd.trainers.offpolicy import OffPolicyTrainer
+
 from runs import (
     assert_same_run,
     main_with,

@@ -5,13 +5,14 @@ import re
 from pathlib import Path
 
 import pytest
-from readme_blocks import README, ROOT, block, quickstart
 
 from llmkd import cli, config
 from llmkd.config.overrides import apply
 from llmkd.methods import markdown
 from llmkd.objectives.divergences import TERMS
 from llmkd.trainers.settings import train_fields
+
+from readme_blocks import README, ROOT, block, quickstart
 
 DOCUMENTS = ["README.md", "CONTRIBUTING.md", "LOG.md", "recipes/README.md"]
 every_document = pytest.mark.parametrize("name", DOCUMENTS)

@@ -12,13 +12,14 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from chat_tokenizer import CHATML
-from small_recipe import CHAT, make_small, model_type
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from llmkd import config, train
 from llmkd.build import build
 from llmkd.trainers.settings import train_fields
+
+from chat_tokenizer import CHATML
+from small_recipe import CHAT, make_small, model_type
 
 ROOT = Path(__file__).resolve().parent.parent
 RECIPES = sorted(path for path in (ROOT / "recipes").rglob("*.yaml") if path.parent.name != "accelerate")

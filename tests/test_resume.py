@@ -15,6 +15,7 @@ import pytest
 import yaml
 
 from llmkd.trainers.checkpoints import MARK, newest_complete
+
 from runs import (
     Killed,
     assert_same_run,
@@ -150,6 +151,16 @@ def test_log_lines_that_span_a_checkpoint(monkeypatch: Any, inputs: Path, tmp_pa
     """A line every five steps, a checkpoint every three: what the steps since the last line measured is not lost."""
     folder = compared(monkeypatch, inputs, tmp_path, {"train.logging_steps": 5}, 8)
     assert [line["step"] for line in metrics(folder)] == [5, 10]
+
+
+def test_evaluation_after_the_checkpoint_is_logged_once(monkeypatch: Any, inputs: Path, tmp_path: Path) -> None:
+    """Metrics and samples of step 4, from before the kill, are written again by the run that goes on from step 3."""
+    changes = {
+        "train.eval_strategy": "steps", "train.eval_steps": 4, "eval.datasets": held_out(inputs), "eval.samples": 1,
+    }  # fmt: skip
+    folder = compared(monkeypatch, inputs, tmp_path, changes, 5)
+    steps = [json.loads(line)["step"] for line in (folder / "samples.jsonl").read_text().splitlines()]
+    assert steps == [4, 4, 8, 8, 12, 12]
 
 
 def test_muon(monkeypatch: Any, inputs: Path, tmp_path: Path) -> None:

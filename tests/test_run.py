@@ -11,6 +11,7 @@ import yaml
 
 from llmkd import __version__, config, run
 from llmkd.trainers.settings import train_fields
+
 from runs import held_out, main_with, make_inputs, metrics, recipe
 
 

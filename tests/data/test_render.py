@@ -1,10 +1,11 @@
 import numpy as np
 import pytest
-from chat_tokenizer import CHATML, FORGETFUL, MARKED, chat_tokenizer
 
 from llmkd.data.chat import ChatTemplate
 from llmkd.data.encode import encode
 from llmkd.data.render import prepare_tokenizer, render
+
+from chat_tokenizer import CHATML, FORGETFUL, MARKED, chat_tokenizer
 
 CHAT = [
     {"role": "system", "content": "the system"},

@@ -2,10 +2,11 @@ import logging
 
 import numpy as np
 import pytest
-from chat_tokenizer import CHATML, LINES, MARKED, chat_tokenizer
 from datasets import Dataset
 
 from llmkd.data.rows import tokenise
+
+from chat_tokenizer import CHATML, LINES, MARKED, chat_tokenizer
 
 TEXT = "the cat sat on the mat, thé 😀 answer is here. " * 3
 CHAT = [

@@ -1,7 +1,8 @@
 import pytest
-from chat_tokenizer import LINES, chat_tokenizer
 
 from llmkd.data.vocabulary import compare
+
+from chat_tokenizer import LINES, chat_tokenizer
 
 
 def test_the_same_tokenizer_and_heads_need_no_word():

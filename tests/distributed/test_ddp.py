@@ -7,6 +7,8 @@ import json
 from pathlib import Path
 
 import pytest
+from safetensors.torch import load_file
+
 from launches import (
     STEPS,
     WORKER,
@@ -23,7 +25,6 @@ from launches import (
     torchrun,
     write_recipe,
 )
-from safetensors.torch import load_file
 
 pytestmark = pytest.mark.distributed
 EQUAL = 1e-5

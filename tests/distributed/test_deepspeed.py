@@ -11,6 +11,9 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
 from launches import (
     STEPS,
     accelerate,
@@ -23,8 +26,6 @@ from launches import (
     run_here,
     run_in_two,
 )
-from safetensors.torch import load_file
-from transformers import AutoModelForCausalLM, AutoTokenizer
 
 pytestmark = [
     pytest.mark.distributed,

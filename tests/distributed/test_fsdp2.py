@@ -8,6 +8,7 @@ import json
 from typing import Any
 
 import pytest
+
 from launches import ROOT, launch, make_inputs, torchrun
 
 pytestmark = pytest.mark.distributed

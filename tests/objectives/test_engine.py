@@ -5,6 +5,14 @@ import math
 
 import pytest
 import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from llmkd.objectives import engine
+from llmkd.objectives.divergences import TERMS, TermKind
+from llmkd.objectives.engine import WeightedTerm, fused_loss
+from llmkd.types import Head, Signals
+
 from dense import (
     F64,
     HS,
@@ -24,13 +32,6 @@ from dense import (
     signals,
     total_variation,
 )
-from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
-
-from llmkd.objectives import engine
-from llmkd.objectives.divergences import TERMS, TermKind
-from llmkd.objectives.engine import WeightedTerm, fused_loss
-from llmkd.types import Head, Signals
 
 # -- equal to the reference -------------------------------------------------------------------------------------------
 

@@ -11,6 +11,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from llmkd.trainers.callbacks import MetricsFile, Patience, Stop, cut_metrics, public_name
+
 from runs import held_out, main_with, make_inputs, metrics, recipe
 
 

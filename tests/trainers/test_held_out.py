@@ -10,6 +10,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from llmkd.trainers.held_out import HeldOut
+
 from runs import built, chats, close, held_out, make_inputs, prose, recipe, row_formulas
 
 Measured = dict[str, dict[str, float]]

@@ -10,6 +10,7 @@ from transformers import AutoModelForCausalLM
 
 from llmkd import config
 from llmkd.trainers.settings import settings_of, train_fields
+
 from runs import (
     built,
     chats,
