@@ -8,6 +8,8 @@ import warnings
 from pathlib import Path
 from typing import Any
 
+import datasets
+import torch
 import transformers
 from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
@@ -30,6 +32,8 @@ logger = logging.getLogger("llmkd")
 
 def run_recipe(recipe: Recipe, source: str) -> int:
     """Run a recipe to its end, or go on with it.  Returns the exit code: 0, or 130 when stopped by a signal."""
+    if not torch.cuda.is_available():
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")  # DeepSpeed, where it is installed, warns while it guesses
     state = PartialState(cpu=bool(recipe.train.options.get("use_cpu")))
     _quiet(state.is_main_process)
     _warn_world_size(recipe, state.num_processes, source)
@@ -197,8 +201,12 @@ def _on_main(state: PartialState, action: Any) -> None:
 
 
 def _quiet(main: bool) -> None:
-    """One voice: warnings of ours from the main process, of the libraries below only errors."""
+    """One voice: warnings and bars from the main process alone, of the libraries below only errors."""
     logging.basicConfig(format="%(message)s", level=logging.WARNING if main else logging.ERROR)
     transformers.utils.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()  # a bar each time a file of weights is read or written
+    if not main:
+        transformers.utils.logging.disable_progress_bar()
+        datasets.disable_progress_bars()
     warnings.filterwarnings("ignore", category=FutureWarning)
     warnings.filterwarnings("ignore", category=UserWarning)

@@ -62,8 +62,8 @@ def _first_to_end(before_meeting: bool) -> bool:
         return before_meeting
     try:
         return bool(dist.distributed_c10d._get_default_store().add("llmkd/ended", 1) == 1)
-    except RuntimeError:  # the store has gone with the process that kept it
-        return False
+    except RuntimeError:  # the store has gone with the launcher
+        return before_meeting
 
 
 if __name__ == "__main__":

@@ -114,18 +114,26 @@ def run_here(path: Path, content: dict[str, Any]) -> Path:
     return path.with_suffix("")
 
 
-def launch(launcher: list[str], program: list[str], timeout: float = 300) -> subprocess.CompletedProcess[str]:
-    """Start two processes; stdout and stderr come back together.  Past the timeout the whole tree is killed."""
+def start(launcher: list[str], program: list[str]) -> subprocess.Popen[str]:
+    """Start two processes, in a process group of their own; what they say goes to the pipe `stdout`."""
     environment = os.environ | {
         "OMP_NUM_THREADS": "1",
         "PYTHONPATH": str(ROOT),
         "TOKENIZERS_PARALLELISM": "false",
         "DS_ACCELERATOR": "cpu",
     }
-    process = subprocess.Popen(
+    return subprocess.Popen(
         [*launcher, *program], cwd=ROOT, env=environment, text=True, start_new_session=True,
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
     )  # fmt: skip
+
+
+def launch(launcher: list[str], program: list[str], timeout: float = 300) -> subprocess.CompletedProcess[str]:
+    """Start two processes and wait for them.  Past the timeout all of them are killed."""
+    return finish(start(launcher, program), timeout)
+
+
+def finish(process: subprocess.Popen[str], timeout: float) -> subprocess.CompletedProcess[str]:
     try:
         output, _ = process.communicate(timeout=timeout)
     except subprocess.TimeoutExpired:
@@ -143,10 +151,11 @@ def torchrun(*arguments: str) -> list[str]:
     return [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", port, *arguments]
 
 
-def accelerate(config: str, folder: Path) -> list[str]:
+def accelerate(config: str, folder: Path, **deepspeed: Any) -> list[str]:
     """`accelerate launch` with a config that is shipped, changed for two processes on the CPU."""
     settings = yaml.safe_load((ROOT / "recipes" / "accelerate" / config).read_text())
     settings |= {"use_cpu": True, "num_processes": 2}
+    settings.get("deepspeed_config", {}).update(deepspeed)
     (folder / config).write_text(yaml.safe_dump(settings))
     return [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(folder / config),
             "--main_process_port", str(free_port())]  # fmt: skip

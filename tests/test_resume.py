@@ -29,7 +29,7 @@ from runs import (
     started,
 )
 
-START_SECONDS = 120
+START_SECONDS = 300
 
 
 @pytest.fixture(scope="module")
@@ -98,25 +98,41 @@ def test_killed_while_it_saves_a_checkpoint(
     assert_same_run(uninterrupted, tmp_path / "run")
 
 
+def written(folder: Path) -> tuple[int, int]:
+    """When the metrics were last written to, and the step of their last whole line."""
+    path = folder / "metrics.jsonl"
+    if not path.exists():
+        return 0, 0
+    lines = path.read_text().rpartition("\n")[0].splitlines()
+    return path.stat().st_mtime_ns, json.loads(lines[-1])["step"] if lines else 0
+
+
 @pytest.mark.full
 @pytest.mark.parametrize("round_", range(5))
 def test_killed_again_and_again(inputs: Path, uninterrupted: Path, tmp_path: Path, round_: int) -> None:
-    """Three kills in one run at moments drawn over all of it: before the first checkpoint, in a save, at the end."""
-    data = long_run(inputs, tmp_path / "run")
-    generator = random.Random(time.time_ns())
-    for _ in range(3):
+    """Four kills in one run, each some steps after the one before: in a step, in a save, in an evaluation, at the
+    end."""
+    folder = tmp_path / "run"
+    data = long_run(inputs, folder)
+    for _ in range(4):
+        last = newest_complete(folder)
+        target = min(60, random.randint(1, 20) + (int(last.name.split("-")[1]) if last else 0))
+        before = written(folder)[0]
         process = started(data)
-        seen = len(metrics(tmp_path / "run")) if (tmp_path / "run" / "metrics.jsonl").exists() else 0
-        path = tmp_path / "run" / "metrics.jsonl"
-        wait_for(process, lambda path=path, seen=seen: path.exists() and path.stat().st_size > 0, "the first step")
-        delay = generator.uniform(0, 2.0)
-        print(f"round {round_}: killed {delay:.3f} s after its start, with {seen} lines before it")
+
+        def reached(before: int = before, target: int = target) -> bool:
+            time_, step = written(folder)
+            return time_ != before and step >= target
+
+        wait_for(process, reached, f"step {target}")
+        delay = random.uniform(0, 0.15)
         time.sleep(delay)
         process.kill()
+        print(f"round {round_}: killed {delay:.3f} s after step {target}, at {written(folder)[1]}")
         if process.wait() == 0:
             break
     assert main_with(data) == 0
-    assert_same_run(uninterrupted, tmp_path / "run")
+    assert_same_run(uninterrupted, folder)
 
 
 # -- what a resumed run goes on with -----------------------------------------------------------------------------------

@@ -108,6 +108,7 @@ def settings_of(recipe: Recipe) -> OffPolicySettings:
     options = dict(recipe.train.options)
     _check_precision(options)
     _check_reports(recipe.run.report_to)
+    options.setdefault("disable_tqdm", False)  # or it follows the log level, and quiet libraries mean no bar
     best = options.get("metric_for_best_model")
     if best:
         # The log's name of a metric is eval/<domain>/kl; transformers looks for eval_<domain>/kl.

@@ -4,8 +4,13 @@ Not bitwise: each process adds up its own rows before the sums are added, so flo
 """
 
 import json
+import os
+import signal
+import time
+from collections.abc import Callable
 from pathlib import Path
 
+import psutil
 import pytest
 from safetensors.torch import load_file
 
@@ -14,6 +19,7 @@ from launches import (
     WORKER,
     changed,
     differences,
+    finish,
     halved,
     launch,
     lines,
@@ -22,6 +28,7 @@ from launches import (
     recipe,
     run_here,
     run_in_two,
+    start,
     torchrun,
     write_recipe,
 )
@@ -145,3 +152,35 @@ def test_error_on_both_ranks_is_said_once(inputs: Path, tmp_path: Path) -> None:
     assert done.returncode != 0
     assert done.stdout.count("error: ") == 1 and "absent.jsonl" in done.stdout, done.stdout[-4000:]
     assert "]: Traceback" not in done.stdout
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("end", [signal.SIGINT, signal.SIGKILL])
+def test_stopped_or_killed_run_goes_on_where_it_was(inputs: Path, tmp_path: Path, end: int) -> None:
+    """Ctrl-C for the whole launch, or the death of one process: it ends soon, and resumed it is, bitwise, the run that
+    was never stopped."""
+    options = {"max_steps": 60, "save_steps": 10, "eval_strategy": "no"}
+    content = halved(changed(recipe(inputs), train=options, eval={"datasets": []}))
+    whole, stopped = (write_recipe(tmp_path / f"{name}.yaml", content) for name in ("whole", "stopped"))
+    assert launch(torchrun("-m"), ["llmkd.train", str(whole)]).returncode == 0
+    process = start(torchrun("-m"), ["llmkd.train", str(stopped)])
+    metrics = tmp_path / "stopped" / "metrics.jsonl"
+    wait_for(lambda: metrics.is_file() and len(metrics.read_text().splitlines()) > 25)
+    if end == signal.SIGINT:
+        os.killpg(process.pid, end)
+    else:
+        psutil.Process(process.pid).children()[1].send_signal(end)
+    done = finish(process, timeout=60)
+    assert done.returncode != 0 and not (tmp_path / "stopped" / "summary.json").is_file()
+    assert done.stdout.count("run the same command with run.resume=auto") == (1 if end == signal.SIGINT else 0)
+    again = launch(torchrun("-m"), ["llmkd.train", str(stopped), "run.resume=auto"])
+    assert again.returncode == 0, again.stdout[-4000:]
+    found = differences(tmp_path / "whole", tmp_path / "stopped", "loss")
+    assert {k: v for k, v in found.items() if v > 0 and k != "seconds"} == {}
+
+
+def wait_for(condition: Callable[[], bool], timeout: float = 120) -> None:
+    until = time.monotonic() + timeout
+    while not condition():
+        assert time.monotonic() < until, "waited too long"
+        time.sleep(0.02)

@@ -16,15 +16,18 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from launches import (
     STEPS,
+    WORKER,
     accelerate,
     changed,
     differences,
     halved,
+    launch,
     make_inputs,
     proofs,
     recipe,
     run_here,
     run_in_two,
+    write_recipe,
 )
 
 pytestmark = [
@@ -152,7 +155,9 @@ def test_resumed_in_the_middle(zero2: Runs, zero3: Runs) -> None:
 def all_of_it(inputs: Path, tmp_path_factory: pytest.TempPathFactory) -> Runs:
     """Under ZeRO-3: a fresh student with a baseline, samples, tasks and another dtype at the end; and LoRA."""
     one, folder = tmp_path_factory.mktemp("one"), tmp_path_factory.mktemp("two")
-    untied, tied = plain(inputs).values()
+    untied, tied = (
+        changed(r, train={"max_steps": 6, "eval_steps": 3, "save_steps": 3}) for r in plain(inputs).values()
+    )
     fresh = {"model_name_or_path": None, "from_config": FRESH, "tokenizer_name_or_path": str(inputs / "tied"),
              "save_dtype": "bfloat16"}  # fmt: skip
     wanted = {
@@ -161,7 +166,7 @@ def all_of_it(inputs: Path, tmp_path_factory: pytest.TempPathFactory) -> Runs:
                         train={"gradient_checkpointing": True, "learning_rate": 0.02, "packing": True}),
     }  # fmt: skip
     two = run_in_two(
-        accelerate("zero3.yaml", folder), folder, {n: halved(r) for n, r in wanted.items()}, cut={"lora": CUT}
+        accelerate("zero3.yaml", folder), folder, {n: halved(r) for n, r in wanted.items()}, cut={"lora": 4}
     )
     return {name: (run_here(one / f"{name}.yaml", content), two[name]) for name, content in wanted.items()}
 
@@ -194,3 +199,23 @@ def test_zero3_final_model_loads_and_is_that_of_one_process(all_of_it: Runs, nam
     tokenizer = AutoTokenizer.from_pretrained(all_of_it[name][1] / "model")
     ids = tokenizer("the red cat", return_tensors="pt").input_ids
     assert second.generate(ids, max_new_tokens=4, do_sample=False).shape[1] > ids.shape[1]
+
+
+@pytest.mark.full
+@pytest.mark.parametrize(
+    ("config", "settings", "train", "message"),
+    [
+        ("zero3.yaml", {"zero3_save_16bit_model": False}, {}, "set zero3_save_16bit_model: true"),
+        ("zero3.yaml", {}, {"muon_learning_rate": 0.01}, "Muon needs whole matrices"),
+        ("fsdp2.yaml", {}, {}, "accelerate shards with FSDP on GPUs alone"),
+    ],
+)
+def test_what_cannot_work_is_refused_at_the_start(
+    inputs: Path, tmp_path: Path, config: str, settings: dict[str, Any], train: dict[str, Any], message: str
+) -> None:
+    content = halved(changed(recipe(inputs), train=train))
+    launcher = accelerate(config, tmp_path, **settings)
+    done = launch(launcher, [str(WORKER), str(write_recipe(tmp_path / "bad.yaml", content))])
+    assert done.returncode != 0 and done.stdout.count("error: ") == 1, done.stdout[-4000:]
+    assert message in done.stdout and "]: Traceback" not in done.stdout
+    assert not (tmp_path / "bad" / "metrics.jsonl").exists()

@@ -5,11 +5,12 @@ the sums are added, so float32 rounds in another order.
 """
 
 import json
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from launches import ROOT, launch, make_inputs, torchrun
+from launches import ROOT, launch, make_inputs, recipe, torchrun, write_recipe
 
 pytestmark = pytest.mark.distributed
 EQUAL = 1e-5
@@ -72,3 +73,16 @@ def test_loss_is_not_rounded_to_bfloat16(found: dict[str, Any]) -> None:
     assert rounded["dtype"] == "torch.float32"
     assert rounded["loss"] == pytest.approx(rounded["expected"], rel=1e-6)
     assert rounded["gradient"] > 0
+
+
+def test_fsdp_on_a_cpu_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """accelerate would train whole copies of the model there, without a word."""
+    from llmkd.train import main
+
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    monkeypatch.setenv("FSDP_VERSION", "2")
+    assert main([str(write_recipe(tmp_path / "run.yaml", recipe(tmp_path)))]) == 2
+    assert "accelerate shards with FSDP on GPUs alone" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
