@@ -12,13 +12,15 @@ import torch
 from safetensors import SafetensorError
 from torch import nn
 from torch.distributed.tensor import DTensor
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
 from transformers.integrations import deepspeed as zero
+from transformers.models.auto.tokenization_auto import get_tokenizer_config
 
 from llmkd.backbone import head_of
 from llmkd.data.render import prepare_tokenizer
 from llmkd.types import Head
 
+GENERAL = ("PreTrainedTokenizerFast", "TokenizersBackend")
 EMBEDDED = "llmkd/quickstart-teacher"
 """The name of the teacher that is part of this package."""
 
@@ -58,7 +60,7 @@ def runs_as_loaded(model: nn.Module) -> bool:
 def load_tokenizer(student: Any) -> Any:
     name = student.tokenizer_name_or_path or student.model_name_or_path
     where = "student.tokenizer_name_or_path" if student.tokenizer_name_or_path else "student.model_name_or_path"
-    tokenizer = _pretrained(AutoTokenizer, name, where, student)
+    tokenizer = _tokenizer(name, where, student)
     if student.chat_template:
         path = Path(student.chat_template)
         if not path.is_file():
@@ -69,7 +71,17 @@ def load_tokenizer(student: Any) -> Any:
 
 def load_teacher_tokenizer(teacher: Any) -> Any:
     where = f"teachers.{teacher.name}"
-    return prepare_tokenizer(_pretrained(AutoTokenizer, teacher.model_name_or_path, where, teacher), where)
+    return prepare_tokenizer(_tokenizer(teacher.model_name_or_path, where, teacher), where)
+
+
+def _tokenizer(name: str, where: str, section: Any) -> Any:
+    """A tokenizer as it was saved.  Where its class is the general one, the model's family must not choose another:
+    beside a Qwen2 model that would add a token which the model has no row for."""
+    try:
+        general = get_tokenizer_config(resolve(name), revision=section.revision).get("tokenizer_class") in GENERAL
+    except (OSError, ValueError):  # said better by the attempt to load it
+        general = False
+    return _pretrained(PreTrainedTokenizerFast if general else AutoTokenizer, name, where, section)
 
 
 def load_student(student: Any, tokenizer: Any) -> nn.Module:
@@ -135,7 +147,7 @@ def _pretrained(auto: Any, name: str, where: str, section: Any, **extra: Any) ->
         )  # fmt: skip
     except (OSError, ValueError, ImportError, RuntimeError, KeyError, SafetensorError) as error:
         reason = str(error).strip().splitlines()[0][:300] if str(error).strip() else type(error).__name__
-        kind = "tokenizer" if auto is AutoTokenizer else "model"
+        kind = "model" if auto is AutoModelForCausalLM else "tokenizer"
         raise ValueError(f"{where}: the {kind} {name} cannot be loaded: {reason}") from error
 
 
