@@ -30,6 +30,7 @@ from runs import (
 )
 
 START_SECONDS = 300
+CHANCE = random.SystemRandom()  # a run in this process seeds the generator of `random`
 
 
 @pytest.fixture(scope="module")
@@ -73,7 +74,7 @@ def test_killed_at_a_random_moment(inputs: Path, uninterrupted: Path, tmp_path: 
     data = long_run(inputs, tmp_path / "run")
     process = started(data)
     wait_for(process, lambda: newest_complete(tmp_path / "run"), "the first checkpoint")
-    delay = random.uniform(0, 0.5)
+    delay = CHANCE.uniform(0, 0.3)
     print(f"killed {delay:.3f} s after the first checkpoint")
     time.sleep(delay)
     kill(process)
@@ -116,7 +117,7 @@ def test_killed_again_and_again(inputs: Path, uninterrupted: Path, tmp_path: Pat
     data = long_run(inputs, folder)
     for _ in range(4):
         last = newest_complete(folder)
-        target = min(60, random.randint(1, 20) + (int(last.name.split("-")[1]) if last else 0))
+        target = min(60, CHANCE.randint(1, 20) + (int(last.name.split("-")[1]) if last else 0))
         before = written(folder)[0]
         process = started(data)
 
@@ -125,7 +126,7 @@ def test_killed_again_and_again(inputs: Path, uninterrupted: Path, tmp_path: Pat
             return time_ != before and step >= target
 
         wait_for(process, reached, f"step {target}")
-        delay = random.uniform(0, 0.15)
+        delay = CHANCE.uniform(0, 0.15)
         time.sleep(delay)
         process.kill()
         print(f"round {round_}: killed {delay:.3f} s after step {target}, at {written(folder)[1]}")
