@@ -20,7 +20,7 @@ from llmkd.data.collate import Collator
 from llmkd.data.pipeline import Prepared, Rows, prepare
 from llmkd.data.sampling import MixtureSampler
 from llmkd.data.vocabulary import compare
-from llmkd.objectives.objective import Objective, Term
+from llmkd.objectives.objective import Objective, Term, needs_teacher
 from llmkd.teachers.local import LocalTeacher
 from llmkd.trainers.callbacks import CheckFamily
 from llmkd.trainers.held_out import HeldOut
@@ -108,7 +108,7 @@ def build_objective(recipe: Recipe, domains: list[str], vocabulary: int) -> Obje
                 domains=tuple(domains.index(d) for d in mask.domains) if mask and mask.domains else None,
                 positions=tuple(mask.positions) if mask and mask.positions else None,
                 normalize=term.normalize,
-                teacher=None if term.term == "cross_entropy" else (term.teacher or only),
+                teacher=(term.teacher or only) if needs_teacher(term.term) else None,
             )
         )
     tau = recipe.objective.temperature
@@ -146,7 +146,7 @@ def _check_best_metric(recipe: Recipe, args: OffPolicySettings) -> None:
 
 
 def _asks_teacher(recipe: Recipe) -> bool:
-    trains = any(t.term != "cross_entropy" for t in recipe.objective.terms.values())
+    trains = any(needs_teacher(t.term) for t in recipe.objective.terms.values())
     return bool(recipe.teachers) and (trains or (recipe.eval.fidelity and bool(recipe.eval.datasets)))
 
 

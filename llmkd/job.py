@@ -206,7 +206,6 @@ def _quiet(main: bool) -> None:
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()  # a bar each time a file of weights is read or written
     if not main:
-        transformers.utils.logging.disable_progress_bar()
         datasets.disable_progress_bars()
     warnings.filterwarnings("ignore", category=FutureWarning)
     warnings.filterwarnings("ignore", category=UserWarning)

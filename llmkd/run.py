@@ -24,6 +24,7 @@ import yaml
 
 from llmkd import __version__
 from llmkd.config import Recipe
+from llmkd.trainers.checkpoints import write_whole
 
 PACKAGES = (
     "torch",
@@ -144,13 +145,6 @@ def commit(folder: Path) -> str | None:
 
 def write_json(path: Path, content: Any) -> None:
     write_whole(path, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
-
-
-def write_whole(path: Path, text: str) -> None:
-    """Write a file so that a kill leaves the old one or the new one, never a part."""
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text(text)
-    partial.replace(path)
 
 
 def finished(folder: Path) -> dict[str, Any] | None:

@@ -17,7 +17,7 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
-from llmkd.run import write_whole
+from llmkd.trainers.checkpoints import write_whole
 
 Results = dict[str, dict[str, Any]]
 

@@ -72,8 +72,7 @@ def rows(results: Mapping[str, Result]) -> list[tuple[str, list[str]]]:
     models = list(results.values())
     domains = list(dict.fromkeys(d for m in models for d in m["held_out"]))
     out = [("parameters", [f"{m['parameters']:,}" for m in models])]
-    for measure_name, label in (("bits_per_byte", "bits per byte"), ("ce", "nats per token"),
-                                ("kl", "forward KL to the teacher"), ("agreement", "top-1 agreement")):  # fmt: skip
+    for measure_name, label in _measures(models):
         for domain in domains:
             cells = [_number(m["held_out"].get(domain, {}).get(measure_name)) for m in models]
             if any(c != "-" for c in cells):
@@ -86,6 +85,17 @@ def rows(results: Mapping[str, Result]) -> list[tuple[str, list[str]]]:
             )
     out.append(("tokens seen", [f"{m['tokens']:,}" if m.get("tokens") else "-" for m in models]))
     out.append(("seconds", [f"{m['seconds']:.0f}" if m.get("seconds") else "-" for m in models]))
+    return out
+
+
+def _measures(models: Sequence[Result]) -> list[tuple[str, str]]:
+    """Keys and labels of the held-out measures; with several teachers ``kl`` and ``agreement`` are one for each."""
+    found = list(dict.fromkeys(k for m in models for measures in m["held_out"].values() for k in measures))
+    out = [("bits_per_byte", "bits per byte"), ("ce", "nats per token")]
+    for base, alone, named in (("kl", "forward KL to the teacher", "forward KL to"),
+                               ("agreement", "top-1 agreement", "top-1 agreement with")):  # fmt: skip
+        out.append((base, alone))
+        out += [(key, f"{named} {key.split('@')[1]}") for key in found if key.startswith(f"{base}@")]
     return out
 
 

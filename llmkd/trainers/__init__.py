@@ -1,3 +1,1 @@
 """Trainers: thin subclasses of TRL's.  A trainer does not know which terms it sums."""
-
-METHODS_BUILT = ("sft", "offpolicy")

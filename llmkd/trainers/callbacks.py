@@ -11,6 +11,7 @@ from typing import Any
 from transformers import EarlyStoppingCallback, ProgressCallback, TrainerCallback
 
 from llmkd.backbone import check_family
+from llmkd.trainers.checkpoints import write_whole
 
 SHOWN = ("loss", "eval_mean/bits_per_byte", "eval_mean/kl")
 
@@ -62,9 +63,7 @@ def cut_metrics(path: Path, step: int) -> None:
             break
         if row["step"] <= step:
             kept.append(line)
-    partial = path.with_suffix(".partial")
-    partial.write_text("".join(line + "\n" for line in kept))
-    partial.replace(path)
+    write_whole(path, "".join(line + "\n" for line in kept))
 
 
 class ProgressBar(ProgressCallback):

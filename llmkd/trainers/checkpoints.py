@@ -18,8 +18,6 @@ from typing import Any
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, rotate_checkpoints
 
 MARK = "llmkd_state.json"
-
-
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
@@ -80,7 +78,7 @@ def save_checkpoint(trainer: Any, save: Callable[[], None], mark: dict[str, Any]
             save()
             trainer.accelerator.wait_for_everyone()
             if trainer.args.should_save:
-                _write_whole(target / MARK, json.dumps({"step": trainer.state.global_step, **mark}))
+                write_whole(target / MARK, json.dumps({"step": trainer.state.global_step, **mark}))
     except SaveError:
         shutil.rmtree(target, ignore_errors=True)
         raise
@@ -102,7 +100,8 @@ def _is_disk(error: Exception) -> bool:
     )
 
 
-def _write_whole(path: Path, text: str) -> None:
-    partial = path.with_suffix(".partial")
+def write_whole(path: Path, text: str) -> None:
+    """Write a file so that a kill leaves the old one or the new one, never a part."""
+    partial = path.with_name(path.name + ".partial")
     partial.write_text(text)
     partial.replace(path)

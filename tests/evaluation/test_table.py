@@ -73,3 +73,10 @@ def test_terminal_holds_every_cell() -> None:
     console.print(table(RESULTS))
     text = console.export_text()
     assert all(cell in text for label, row in rows(RESULTS) for cell in [label, *row])
+
+
+def test_each_of_several_teachers_has_its_rows() -> None:
+    held_out = {"code": {"kl@big": 0.5, "kl@near": 0.25, "agreement@big": 0.75}}
+    found = dict(rows({"student": STUDENT | {"held_out": held_out}}))
+    assert found["forward KL to big: code"] == ["0.500"] and found["forward KL to near: code"] == ["0.250"]
+    assert found["top-1 agreement with big: code"] == ["0.750"]
