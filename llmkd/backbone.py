@@ -118,6 +118,8 @@ def check_family(model: nn.Module, *, packed: bool, where: str, wrapper: nn.Modu
     batch = {"input_ids": rows, "counted": torch.ones_like(rows, dtype=torch.bool)}
     ours = _logits(model, batch, wrapper).reshape(2, 4, -1)
     family = f"{where}: {type(lm).__name__}"
+    if not own.isfinite().all():
+        raise ValueError(f"{family} computes NaN or infinite logits: are its weights damaged, or its dtype too small?")
     # Relative: a fresh model, or one that scales its logits down (Cohere), has none near 1.
     tolerance = 1e-3 * float(own.abs().max())
     if next(lm.parameters()).dtype in (torch.bfloat16, torch.float16) or torch.is_autocast_enabled(device.type):

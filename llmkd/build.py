@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from torch import nn
@@ -15,12 +16,14 @@ from transformers import set_seed
 
 from llmkd import modelling
 from llmkd.backbone import check_family, head_rows
-from llmkd.config import Recipe
+from llmkd.config import Recipe, Schedule, TemperatureColumn
 from llmkd.data.collate import Collator
 from llmkd.data.pipeline import Prepared, Rows, prepare
 from llmkd.data.sampling import MixtureSampler
 from llmkd.data.vocabulary import compare
-from llmkd.objectives.objective import Objective, Term, needs_teacher
+from llmkd.objectives.compiled import check_compiler
+from llmkd.objectives.objective import Objective, Term, TokenWeight, needs_teacher
+from llmkd.objectives.schedules import CURVES, Adaptive, piecewise
 from llmkd.teachers.local import LocalTeacher
 from llmkd.trainers.callbacks import CheckFamily
 from llmkd.trainers.held_out import HeldOut
@@ -64,20 +67,22 @@ def build(recipe: Recipe, callbacks: list[Any] | None = None, rows: Rows | None 
     _warn_small_teachers(student, teachers)
     own = {t.name: teacher_tokenizers[t.name] for t in recipe.teachers if t.template == "own" and t.name in teachers}
     domains = domains_of(recipe)
-    if rows is None or rows.own != tuple(own):
-        rows = prepare(recipe.data, recipe.eval, args, tokenizer, own, domains, seed=recipe.run.seed)
+    numbers = columns_read(recipe)
+    if rows is None or rows.own != tuple(own) or not set(numbers) <= set(rows.numbers):
+        rows = prepare(recipe.data, recipe.eval, args, tokenizer, own, domains, seed=recipe.run.seed, numbers=numbers)
     attention = recipe.student.attn_implementation
     collate_held_out = _collator(args, tokenizer, own, bool(args.eval_packing), attention)
     held_out = [HeldOut(domain, held, collate_held_out, args.eval_batch_size) for domain, held in rows.held_out.items()]
+    args = _with_steps(args, rows.training)
     trainer = OffPolicyTrainer(
         model=student,
-        args=_with_steps(args, rows.training),
-        data_collator=_collator(args, tokenizer, own, packed, attention),
+        args=args,
+        data_collator=_collator(args, tokenizer, own, packed, attention, numbers),
         train_dataset=rows.training.dataset,
         processing_class=tokenizer,
         peft_config=modelling.lora_config(recipe.student.lora, student),
         callbacks=callbacks or [],
-        objective=build_objective(recipe, domains, vocabulary),
+        objective=build_objective(recipe, domains, vocabulary, args.max_steps),
         yardstick=build_yardstick(recipe, domains, vocabulary, list(teachers)),
         teachers={},
         order=None if rows.training.streaming else _order(rows.training, recipe.run.seed),
@@ -94,8 +99,8 @@ def build(recipe: Recipe, callbacks: list[Any] | None = None, rows: Rows | None 
     return Job(recipe, trainer, tokenizer, live, held_out, rows)
 
 
-def build_objective(recipe: Recipe, domains: list[str], vocabulary: int) -> Objective:
-    """The recipe's terms, with names turned into ids."""
+def build_objective(recipe: Recipe, domains: list[str], vocabulary: int, steps: int) -> Objective:
+    """The recipe's terms, with names turned into ids and schedules into functions; ``steps``: those of the run."""
     only = recipe.teachers[0].name if len(recipe.teachers) == 1 else None
     terms = []
     for name, term in recipe.objective.terms.items():
@@ -104,15 +109,46 @@ def build_objective(recipe: Recipe, domains: list[str], vocabulary: int) -> Obje
             Term(
                 name=name,
                 kind=term.term,
-                weight=term.weight,
+                weight=schedule_of(term.weight, steps),
                 domains=tuple(domains.index(d) for d in mask.domains) if mask and mask.domains else None,
                 positions=tuple(mask.positions) if mask and mask.positions else None,
                 normalize=term.normalize,
                 teacher=(term.teacher or only) if needs_teacher(term.term) else None,
+                knobs={knob: schedule_of(value, steps) for knob, value in term.knobs.items()},
+                token_weight=TokenWeight(**term.token_weight.model_dump()) if term.token_weight else None,
             )
         )
+    objective = recipe.objective
+    if objective.compiled:
+        check_compiler()
+    tau = [t if isinstance(t, float) else t.column for t in vars(objective.temperature).values()]
+    return Objective(
+        terms, domains, vocabulary, *tau, standardize=objective.logit_standardize, compiled=objective.compiled
+    )
+
+
+def schedule_of(value: Any, steps: int) -> Any:
+    """A section that describes a schedule as a function of the step; anything else as it is."""
+    if not isinstance(value, Schedule):
+        return value
+    length = value.steps or steps
+    if value.schedule == "constant":
+        return value.start
+    if value.schedule == "piecewise":
+        return partial(piecewise, points=value.points)
+    if value.schedule == "adaptive":
+        given = {"alpha": value.alpha, "beta": value.beta}
+        start, stop = (x if x is not None else d for x, d in ((value.start, 0.4), (value.stop, 1.0)))
+        return Adaptive(start, stop, length, **{k: v for k, v in given.items() if v is not None})
+    return partial(CURVES[value.schedule], start=value.start, stop=value.stop, steps=length)
+
+
+def columns_read(recipe: Recipe) -> tuple[str, ...]:
+    """The columns of numbers that the loss reads from the training data."""
+    weights = [t.token_weight.column for t in recipe.objective.terms.values() if t.token_weight]
     tau = recipe.objective.temperature
-    return Objective(terms, domains, vocabulary, tau_student=tau.student, tau_teacher=tau.teacher)
+    columns = [*weights, *(t.column for t in (tau.student, tau.teacher) if isinstance(t, TemperatureColumn))]
+    return tuple(dict.fromkeys(column for column in columns if column))
 
 
 def build_yardstick(recipe: Recipe, domains: list[str], vocabulary: int, teachers: list[str]) -> Objective:
@@ -135,7 +171,8 @@ def _check_best_metric(recipe: Recipe, args: OffPolicySettings) -> None:
         return
     teachers = [t.name for t in recipe.teachers] if _asks_teacher(recipe) and recipe.eval.fidelity else []
     suffix = [""] if len(teachers) == 1 else [f"@{t}" for t in teachers]
-    measures = ["ce", "bits_per_byte", "entropy", *(f"{m}{s}" for s in suffix for m in ("kl", "agreement"))]
+    beside = ("kl", "agreement", "teacher_entropy")
+    measures = ["ce", "bits_per_byte", "entropy", *(f"{m}{s}" for s in suffix for m in beside)]
     domains = list(dict.fromkeys(s.domain for s in recipe.eval.datasets))
     known = [f"eval/{d}/{m}" for d in [*domains, "mean"] for m in measures] if domains else []
     if "eval/" + best.removeprefix("eval_") not in known:
@@ -193,8 +230,9 @@ def _warn_small_teachers(student: nn.Module, teachers: Mapping[str, nn.Module]) 
 
 
 def _collator(
-    args: OffPolicySettings, tokenizer: Any, own: Mapping[str, Any], packed: bool, attention: str | None
-) -> Collator:
+    args: OffPolicySettings, tokenizer: Any, own: Mapping[str, Any], packed: bool, attention: str | None,
+    numbers: tuple[str, ...] = (),
+) -> Collator:  # fmt: skip
     multiple = args.pad_to_multiple_of if isinstance(args.pad_to_multiple_of, int) else None
     return Collator(
         pad_id=tokenizer.pad_token_id,
@@ -203,6 +241,7 @@ def _collator(
         teacher_pad_ids=tuple(t.pad_token_id for t in own.values()),
         pad_to_multiple_of=multiple,
         flatten=packed and bool(attention) and "flash" in attention,
+        numbers=numbers,
     )
 
 

@@ -7,6 +7,7 @@ by which kind of algorithm the student takes it in.
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Sequence
 from dataclasses import astuple, dataclass
 from typing import Literal, get_args
@@ -28,7 +29,8 @@ ALGORITHM: tuple[str, ...] = get_args(Algorithm)
 
 @dataclass(frozen=True)
 class Method:
-    """One row.  method: as in ``train.method``; terms: as in ``objective.terms``; recipe: its path from the root."""
+    """One row.  method: as in ``train.method``; terms: as in ``objective.terms``; recipe: its path from the root;
+    changes: overrides that make the recipe this method."""
 
     method: str
     terms: str
@@ -37,6 +39,7 @@ class Method:
     elicitation: Elicitation
     algorithm: Algorithm
     evidence: Evidence
+    changes: tuple[str, ...] = ()
 
 
 HEADINGS = ("method", "terms", "paper", "recipe", "elicitation", "algorithm", "evidence")
@@ -62,6 +65,31 @@ METHODS: tuple[Method, ...] = (
         "the divergence of Gu et al., MiniLLM, 2023 (arXiv 2306.08543), on the data's completions",
         "recipes/offpolicy/smollm2_lora.yaml", "feature", "divergence and similarity", "tests only",
     ),
+    *(
+        Method(
+            "offpolicy", term, paper, "recipes/quickstart.yaml", "feature", "divergence and similarity", "tests only",
+            (f"objective.terms.kd.term={term}", *(f"objective.terms.kd.{knob}" for knob in knobs)),
+        )
+        for term, paper, knobs in (
+            ("jsd", "the divergence of Agarwal et al., GKD, 2023 (arXiv 2306.13649), on the data's completions",
+             ("beta=0.5",)),
+            ("skew_forward_kl", "the divergence of Ko et al., DistiLLM, 2024 (arXiv 2402.03898), on the data's "
+             "completions", ("alpha=0.1",)),
+            ("skew_reverse_kl", "the same", ("alpha=0.1",)),
+            ("total_variation", "the divergence of Wen et al., f-Divergence Minimization for Sequence-Level Knowledge "
+             "Distillation, 2023 (arXiv 2307.15190)", ()),
+            ("hellinger", "an f-divergence, as the same", ()),
+            ("alpha_beta", "Wang et al., ABKD, 2025 (arXiv 2505.04560)", ("alpha=0.2", "beta=0.7")),
+            ("adaptive_kl", "Wu et al., Rethinking Kullback-Leibler Divergence in Knowledge Distillation for Large "
+             "Language Models, 2024 (arXiv 2404.02657)", ("mu=0.5",)),
+            ("balanced_kl", "adapted from Amara et al., BD-KD, 2022 (arXiv 2212.12965)", ("low=1", "high=2")),
+            ("taid", "Shing et al., TAID, 2025 (arXiv 2501.16937)", ()),
+            ("mixture", "a convex mixture of any of these", ("of={forward_kl: 0.5, reverse_kl: 0.5}",)),
+            ("nkd", "Yang et al., From Knowledge Distillation to Self-Knowledge Distillation, 2023 (arXiv 2303.13005)",
+             ("gamma=1.5",)),
+            ("squared_logit", "Ba and Caruana, Do Deep Nets Really Need to be Deep?, 2014 (arXiv 1312.6184)", ()),
+        )
+    ),
     Method(
         "onpolicy", "jsd",
         "Agarwal et al., On-Policy Distillation of Language Models, 2023 (arXiv 2306.13649)",
@@ -77,7 +105,10 @@ METHODS: tuple[Method, ...] = (
 
 def cells(method: Method) -> list[str]:
     """The row as text; what a method does not have is a dash."""
-    return [value or "-" for value in astuple(method)]
+    *values, changes = astuple(method)
+    recipe = HEADINGS.index("recipe")
+    values[recipe] = " ".join([values[recipe], *(shlex.quote(change) for change in changes)])
+    return [value or "-" for value in values]
 
 
 def markdown(methods: Sequence[Method] = METHODS) -> str:
@@ -89,6 +120,7 @@ def markdown(methods: Sequence[Method] = METHODS) -> str:
         row["terms"] = " + ".join(f"`{term}`" for term in row["terms"].split(" + "))
         if method.recipe:
             row["recipe"] = f"[{method.recipe.removeprefix('recipes/')}]({method.recipe})"
+            row["recipe"] += "".join(f" `{change}`" for change in method.changes)
         lines.append("| " + " | ".join(row.values()) + " |")
     meanings = [f"- *{kind}*: {meaning}" for kind, meaning in EVIDENCE.items()]
     return "\n".join([*lines, "", "Evidence:", *meanings]) + "\n"

@@ -52,6 +52,16 @@ def make_inputs(folder: Path) -> Path:
     return folder
 
 
+# Masks that empty some batches, a state that needs the mean over both processes, and weights from the models.
+MANY_TERMS = {
+    "kd": {"term": "taid", "t": {"schedule": "adaptive", "from": 0.2, "alpha": 0.05, "beta": 0.5}},
+    "jsd": {"term": "jsd", "beta": 0.3, "mask": {"domains": ["b"]}, "normalize": "kept"},
+    "skew": {"term": "skew_reverse_kl", "token_weight": {"by": "teacher_entropy", "floor": 0.2},
+             "weight": {"schedule": "cosine", "from": 1.0, "to": 0.1}},
+    "ce": {"term": "cross_entropy", "weight": 0.1, "mask": {"positions": [0, 4]}},
+}  # fmt: skip
+
+
 def recipe(inputs: Path, student: str = "untied", teacher: str = "teacher") -> dict[str, Any]:
     """Forward KL at two temperatures and cross-entropy on one domain alone, 8 rows a step in two micro-batches."""
     sources = [{"path": str(inputs / f"{d}.jsonl"), "domain": d} for d in "ab"]

@@ -4,7 +4,7 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 
-from llmkd.methods import markdown
+from llmkd import methods, terms
 
 ROOT = Path(__file__).resolve().parent.parent
 README = ROOT / "README.md"
@@ -15,7 +15,11 @@ def quickstart() -> str:
     return f"```yaml\n{text.strip()}\n```\n"
 
 
-BLOCKS: dict[str, Callable[[], str]] = {"methods": markdown, "recipe": quickstart}
+BLOCKS: dict[str, Callable[[], str]] = {
+    "methods": methods.markdown,
+    "recipe": quickstart,
+    "terms": terms.markdown,
+}
 
 
 def block(text: str, name: str) -> str:

@@ -1,8 +1,8 @@
 """The import rules of llmkd, read from its syntax trees, and proof that the reader finds what breaks them.
 
 Direction: `LEVELS`, lower ones only; siblings of level 1 never import each other. TRL only in trainers, build and
-trl_compat, and what TRL calls private or experimental in trl_compat alone. objectives: torch, llmkd.types and the
-standard library. Optional packages only inside functions.
+trl_compat, and what TRL calls private or experimental in trl_compat alone. objectives: torch, llmkd.types, llmkd.terms
+and the standard library. terms: the standard library alone. Optional packages only inside functions.
 """
 
 import ast
@@ -16,7 +16,7 @@ ROOT = Path(__file__).resolve().parent.parent
 
 # A part is the second word of a module's name: llmkd.data.render is of the part `data`. `""` is llmkd/__init__.py.
 LEVELS = [
-    {"", "types", "config", "backbone", "trl_compat"},
+    {"", "terms", "types", "config", "backbone", "trl_compat"},
     {"objectives", "teachers", "data", "rewards", "trainers"},
     {"build", "export", "modelling", "run"},
     {"checks", "generation", "evaluation"},
@@ -28,6 +28,7 @@ TRL_PARTS = {"trainers", "build", "trl_compat"}
 WITHOUT_TRL = SIBLINGS - TRL_PARTS  # trl_compat brings TRL with it: to the trainers and to what stands above them
 OPTIONAL = {"vllm", "deepspeed", "ray", "lm_eval", "math_verify", "matplotlib", "bitsandbytes"}
 OBJECTIVES_MAY = {"torch", "triton"} | set(sys.stdlib_module_names)
+OBJECTIVES_SEE = {"objectives", "types", "terms"}
 
 
 @dataclass(frozen=True)
@@ -75,13 +76,13 @@ def broken_rule(part: str, item: Import) -> str | None:
     if item.top == "trl":
         return broken_trl_rule(part, item)
     if item.top != "llmkd":
-        foreign = part == "objectives" and item.top not in OBJECTIVES_MAY
-        return f"objectives may not import {item.top}" if foreign else None
+        may = {"objectives": OBJECTIVES_MAY, "terms": sys.stdlib_module_names}.get(part)
+        return f"{part} may not import {item.top}" if may is not None and item.top not in may else None
     other = item.part
     if other not in LEVEL:
         return f"{item.module} is of no known part: place `{other}` in LEVELS of tests/test_imports.py"
-    if part == "objectives" and other not in {"objectives", "types"}:
-        return f"objectives may not import {other}"
+    if (part == "objectives" and other not in OBJECTIVES_SEE) or (part == "terms" and other != "terms"):
+        return f"{part} may not import {other}"
     if other == "trl_compat" and part in WITHOUT_TRL:
         return f"{part} may not import trl_compat"
     if part in SIBLINGS and other in SIBLINGS and other != part:
@@ -130,10 +131,13 @@ def test_llmkd_is_read() -> None:
 
 CLEAN = {
     "llmkd/__init__.py": "__version__ = '0'",
-    "llmkd/types.py": "import torch",
+    "llmkd/terms.py": "import math\nfrom typing import Literal",
+    "llmkd/types.py": "import torch\nfrom llmkd.terms import Reading",
+    "llmkd/config/sections.py": "from llmkd.terms import TermName",
     "llmkd/trl_compat.py": "from trl.experimental.gkd import GKDTrainer\nfrom trl.trainer import _private",
     "llmkd/objectives/__init__.py": "from .kl import kl",
-    "llmkd/objectives/kl.py": "from __future__ import annotations\nimport math, torch\nfrom ..types import Batch",
+    "llmkd/objectives/kl.py": "from __future__ import annotations\nimport math, torch\nfrom ..types import Batch\n"
+    "from llmkd.terms import class_of\nfrom llmkd import terms",
     "llmkd/trainers/offpolicy.py": "from trl import SFTTrainer\nfrom llmkd.trl_compat import x\nimport llmkd.types",
     "llmkd/build.py": "import llmkd\nfrom llmkd import __version__\nfrom llmkd.trainers import offpolicy\nimport trl",
     "llmkd/evaluation/tasks.py": "from llmkd.build import student\ndef run():\n    import lm_eval",
@@ -155,6 +159,9 @@ FAULTS = {
     "private trl": ("llmkd/build.py", "from trl.trainer.utils import _helper"),
     "objectives and transformers": ("llmkd/objectives/kl.py", "import transformers"),
     "objectives and config": ("llmkd/objectives/kl.py", "from llmkd.config import Term"),
+    "objectives and config, relative": ("llmkd/objectives/kl.py", "from ..config import Term"),
+    "terms and torch": ("llmkd/terms.py", "import torch"),
+    "terms and types": ("llmkd/terms.py", "from llmkd.types import Signals"),
     "vllm at the top": ("llmkd/generation/engine.py", "from vllm import LLM"),
     "deepspeed in a class body": ("llmkd/trainers/rl.py", "class A:\n    import deepspeed"),
     "vllm in a try": ("llmkd/generation/engine.py", "try:\n    import vllm\nexcept ImportError:\n    vllm = None"),

@@ -6,7 +6,7 @@ from typing import Any, Literal, get_args, get_origin
 from pydantic import ValidationError
 from pydantic.fields import FieldInfo
 
-from llmkd.config.schema import bare, field_at, section_class
+from llmkd.config.schema import bare, field_at, keys_of, section_class
 from llmkd.config.unknown_keys import unknown_key
 from llmkd.config.values import interval, one_of, shown, wrong_type
 
@@ -28,7 +28,7 @@ def sentences(error: ValidationError, train_names: Collection[str]) -> list[tupl
     """Every problem as (dotted path, sentence)."""
     found = []
     for detail in error.errors():
-        path = tuple(step for step in detail["loc"] if step != "[key]")
+        path = tuple(step for step in detail["loc"] if step not in ("[key]", "<number>", "<section>"))
         if detail["loc"][-1:] == ("[key]",) or detail["type"] == "invalid_key":
             sentence = f"{shown(path[-1])} is not text: put the key in quotes"
         else:
@@ -41,7 +41,7 @@ def _sentence(kind: str, path: Path, given: Any, context: dict[str, Any], train_
     annotation, field = field_at(path)
     if kind == "extra_forbidden":
         parent = section_class(field_at(path[:-1])[0])
-        siblings = list(parent.model_fields) if parent else []
+        siblings = list(keys_of(parent)) if parent else []
         said = unknown_key(".".join(map(str, path[:-1])), str(path[-1]), siblings, train_names)
         return said or "is unknown"
     if kind == "missing":
@@ -68,7 +68,7 @@ def _sentence(kind: str, path: Path, given: Any, context: dict[str, Any], train_
 
 def _wanted_section(annotation: Any) -> str | None:
     model = section_class(annotation)
-    return f"a mapping with the keys {', '.join(model.model_fields)}" if model else None
+    return f"a mapping with the keys {', '.join(keys_of(model))}" if model else None
 
 
 def _not_built(given: Any, field: FieldInfo | None) -> str | None:

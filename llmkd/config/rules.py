@@ -3,8 +3,21 @@
 import re
 from collections.abc import Iterator
 
-from llmkd.config.sections import TEACHERLESS_TERMS, DatasetSource, Mask, Quantization, Recipe, Student, Term
+from llmkd.config.rules_of_terms import NOT_NEGATIVE, UNIT, schedule_problems, token_weight_problems
+from llmkd.config.sections import (
+    TEACHERLESS_TERMS,
+    DatasetSource,
+    Mask,
+    Quantization,
+    Recipe,
+    Schedule,
+    Student,
+    TemperatureColumn,
+    Term,
+)
+from llmkd.config.unknown_keys import EXPLAINED
 from llmkd.config.values import closest, one_of, shown
+from llmkd.terms import TERMS, knob_problems
 
 Problem = tuple[str, str]  # (dotted path, sentence)
 
@@ -21,6 +34,7 @@ def problems(recipe: Recipe) -> Iterator[Problem]:
     for name, term in recipe.objective.terms.items():
         yield from _name(f"objective.terms.{name}", name)
         yield from _term(f"objective.terms.{name}", term, recipe)
+    yield from _shapes_of_objective(recipe)
     if not any(term.weight for term in recipe.objective.terms.values()):
         yield "objective.terms", "every weight is 0, so nothing is trained: give one term a weight above 0"
     if recipe.rewards:
@@ -94,7 +108,23 @@ def _weights(recipe: Recipe) -> Iterator[Problem]:
             yield path, f"not read with sampling.kind: {kind}: leave it out, or set data.sampling.kind to weighted"
 
 
+def _shapes_of_objective(recipe: Recipe) -> Iterator[Problem]:
+    objective = recipe.objective
+    columns = [t for t in (objective.temperature.student, objective.temperature.teacher)
+               if isinstance(t, TemperatureColumn)]  # fmt: skip
+    if recipe.train.method == "sft" and (columns or objective.logit_standardize):
+        yield "objective", "temperature and logit_standardize change divergences, and method: sft has none: leave them"
+
+
 def _term(path: str, term: Term, recipe: Recipe) -> Iterator[Problem]:
+    for name, sentence in knob_problems(term.term, term.knobs):
+        foreign = name in EXPLAINED and name not in TERMS[term.term].knobs
+        yield f"{path}.{name}", f"{sentence}; {EXPLAINED[name]}" if foreign else sentence
+    for name in ("weight", "t"):
+        if isinstance(value := getattr(term, name), Schedule):
+            yield from schedule_problems(f"{path}.{name}", value, UNIT if name == "t" else NOT_NEGATIVE)
+    if term.token_weight is not None:
+        yield from token_weight_problems(f"{path}.token_weight", term)
     if term.mask is not None:
         yield from _mask(f"{path}.mask", term.mask, {source.domain for source in recipe.data.datasets})
     if recipe.train.method == "sft" and term.term != "cross_entropy":

@@ -22,9 +22,16 @@ def bare(annotation: Any) -> Any:
 
 
 def section_class(annotation: Any) -> type[BaseModel] | None:
-    """The section an annotation stands for, None where it is no section."""
+    """The section an annotation stands for, beside a number or alone; None where there is none."""
     kind = bare(annotation)
+    if get_origin(kind) in (Union, types.UnionType):
+        return next((found for member in get_args(kind) if (found := section_class(member))), None)
     return kind if isinstance(kind, type) and issubclass(kind, BaseModel) else None
+
+
+def keys_of(model: type[BaseModel]) -> dict[str, FieldInfo]:
+    """The fields of a section by the name that a recipe writes."""
+    return {field.alias or name: field for name, field in model.model_fields.items()}
 
 
 def field_at(path: Sequence[int | str]) -> tuple[Any, FieldInfo | None]:
@@ -33,7 +40,7 @@ def field_at(path: Sequence[int | str]) -> tuple[Any, FieldInfo | None]:
     field: FieldInfo | None = None
     for step in path:
         model, kind = section_class(annotation), bare(annotation)
-        field = model.model_fields.get(str(step)) if model else None
+        field = keys_of(model).get(str(step)) if model else None
         if field is not None:
             annotation = field.annotation
         elif get_origin(kind) in (list, dict):
@@ -45,7 +52,7 @@ def field_at(path: Sequence[int | str]) -> tuple[Any, FieldInfo | None]:
 
 def walk(model: type[BaseModel] = Recipe, prefix: str = "") -> Iterator[tuple[str, FieldInfo]]:
     """Every key of a section and of those inside it, as (path, field); an entry of a list is N, of a mapping NAME."""
-    for name, field in model.model_fields.items():
+    for name, field in keys_of(model).items():
         path = f"{prefix}{name}"
         if path == "train.options":
             continue

@@ -3,11 +3,21 @@
 Rules that need more than one key are in `rules.py`; what is not built yet is named in a field's `not_built`.
 """
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, PlainValidator, ValidationInfo, field_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Discriminator,
+    Field,
+    PlainValidator,
+    Tag,
+    ValidationInfo,
+    field_validator,
+)
 
 from llmkd.config.values import number_from_text, shown
+from llmkd.terms import TERMS, TermName
 
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 
@@ -42,8 +52,20 @@ class Section(BaseModel):
     @field_validator("*", mode="before")
     @classmethod
     def _read_number(cls, value: object, info: ValidationInfo) -> object:
-        wants_float = info.field_name and cls.model_fields[info.field_name].annotation in (float, float | None)
+        wants_float = info.field_name and _takes_float(cls.model_fields[info.field_name].annotation)
         return number_from_text(value) if wants_float else value
+
+
+def _takes_float(annotation: Any) -> bool:
+    return annotation is float or any(_takes_float(member) for member in get_args(annotation))
+
+
+def _number_or_section(value: object) -> str:
+    return "<section>" if isinstance(value, dict | BaseModel) else "<number>"
+
+
+# A number, or a mapping with keys of its own. The tags stand in pydantic's paths and are taken out of messages.
+Number = Annotated[float, Tag("<number>")]
 
 
 class Hub(Section):
@@ -146,9 +168,38 @@ class Data(Section):
     sampling: Sampling = Field(default_factory=Sampling, description="how rows are drawn from several sources")
 
 
+class TemperatureColumn(Section):
+    column: str = Field(description="column of the data that holds a temperature for each row")
+
+
+TemperatureValue = Annotated[Number | Annotated[TemperatureColumn, Tag("<section>")], Discriminator(_number_or_section)]
+
+
 class Temperature(Section):
-    student: float = Field(default=1.0, gt=0, description="divides the student's logits")
-    teacher: float = Field(default=1.0, gt=0, description="divides the teacher's logits")
+    student: TemperatureValue = Field(default=1.0, description="divides the student's logits; or {column: NAME}")
+    teacher: TemperatureValue = Field(default=1.0, description="divides the teacher's logits; or {column: NAME}")
+
+    @field_validator("student", "teacher")
+    @classmethod
+    def _is_above_zero(cls, value: float | TemperatureColumn) -> float | TemperatureColumn:
+        if isinstance(value, float) and value <= 0:
+            raise ValueError(f"{value:g} is outside (0, inf): give a number inside it")
+        return value
+
+
+class Schedule(Section):
+    schedule: Literal["constant", "linear", "cosine", "switch_at", "piecewise", "adaptive"] = Field(
+        description="how it goes from `from` to `to`; piecewise: through points; adaptive: TAID's t"
+    )
+    start: float | None = Field(default=None, alias="from", description="value before the first step")
+    stop: float | None = Field(default=None, alias="to", description="value after `steps` steps")
+    steps: int | None = Field(default=None, ge=1, description="optimizer steps; null is the whole run")
+    points: list[list[float]] | None = Field(default=None, min_length=1, description="[step, value] pairs (piecewise)")
+    alpha: float | None = Field(default=None, gt=0, description="how fast an adaptive t rises, default 5e-4")
+    beta: float | None = Field(default=None, ge=0, lt=1, description="its momentum, default 0.99")
+
+
+NumberOrSchedule = Annotated[Number | Annotated[Schedule, Tag("<section>")], Discriminator(_number_or_section)]
 
 
 class Mask(Section):
@@ -169,16 +220,24 @@ class Mask(Section):
 
 
 # Terms that read no teacher; every other term needs one.
-TEACHERLESS_TERMS = frozenset({"cross_entropy"})
+TEACHERLESS_TERMS = frozenset(name for name, row in TERMS.items() if not row.needs_teacher)
+
+
+class TokenWeight(Section):
+    by: Literal["student_entropy", "teacher_entropy", "teacher_confidence", "position", "column"] = Field(
+        description="entropy / ln V, the teacher's largest probability, 2^(-position / half_life), or a column"
+    )
+    column: str | None = Field(default=None, description="column of the data with a weight for each row (column)")
+    half_life: float | None = Field(default=None, gt=0, description="tokens after which it halves (position)")
+    floor: float = Field(default=0.0, ge=0, le=1, description="the weight w becomes floor + (1 - floor) w^power")
+    power: float = Field(default=1.0, gt=0, description="see floor")
 
 
 class Term(Section):
-    term: Literal["forward_kl", "reverse_kl", "cross_entropy"] = Field(
-        description="the loss, by its name", json_schema_extra={"not_built": ["grpo", "jsd", "sinkhorn", "features"]}
+    term: TermName = Field(
+        description="the loss, by its name", json_schema_extra={"not_built": ["grpo", "sinkhorn", "features"]}
     )
-    weight: float = Field(
-        default=1.0, ge=0, description="factor of the term", json_schema_extra={"not_built": ["schedule"]}
-    )
+    weight: NumberOrSchedule = Field(default=1.0, description="factor of the term: a number or a schedule")
     mask: Mask | None = Field(
         default=None,
         description="which counted tokens the term reads; null is all",
@@ -187,11 +246,41 @@ class Term(Section):
     normalize: Literal["all", "kept"] = Field(
         default="all", description="divide by all counted tokens, or by those the mask keeps"
     )
+    token_weight: TokenWeight | None = Field(default=None, description="how much each token weighs; null is alike")
     teacher: str | None = Field(default=None, description="name of its teacher, where there are several")
+    alpha: float | None = Field(default=None, description="skew_forward_kl, skew_reverse_kl, alpha_beta")
+    beta: float | None = Field(default=None, description="jsd, alpha_beta")
+    mu: float | None = Field(default=None, description="adaptive_kl: mass of the head")
+    low: float | None = Field(default=None, description="balanced_kl: weight of the less pressing divergence")
+    high: float | None = Field(default=None, description="balanced_kl: weight of the more pressing divergence")
+    gamma: float | None = Field(default=None, description="nkd: weight of the tokens that are not the target")
+    t: NumberOrSchedule | None = Field(default=None, description="taid: how far its target goes; null is adaptive")
+    of: dict[str, float] | None = Field(default=None, description="mixture: divergences and their shares")
+    detach_mixture: bool | None = Field(default=None, description="skew_reverse_kl: no gradient through the mixture")
+
+    @field_validator("weight")
+    @classmethod
+    def _is_not_negative(cls, value: float | Schedule) -> float | Schedule:
+        if isinstance(value, float) and value < 0:
+            raise ValueError(f"{value:g} is outside [0, inf): give a number inside it")
+        return value
+
+    @property
+    def knobs(self) -> dict[str, Any]:
+        """What is given of the numbers and switches of its formula."""
+        names = ("alpha", "beta", "mu", "low", "high", "gamma", "t", "of", "detach_mixture")
+        given = {name: value for name in names if (value := getattr(self, name)) is not None}
+        if self.term == "taid":
+            given.setdefault("t", Schedule(schedule="adaptive"))
+        return given
 
 
 class Objective(Section):
     temperature: Temperature = Field(default_factory=Temperature, description="temperatures of every divergence")
+    logit_standardize: bool = Field(
+        default=False, description="divergences see (logits - mean) / std over the vocabulary, before the temperature"
+    )
+    compiled: bool = Field(default=False, description="compile the loss with torch.compile (CPU; a C++ compiler)")
     terms: dict[str, Term] = Field(min_length=1, description="the terms that are summed, each under a name")
 
 
@@ -235,6 +324,6 @@ class Recipe(Section):
 
     def to_dict(self) -> dict[str, Any]:
         """The resolved recipe in the shape of the YAML file; `from_dict` makes the same Recipe of it."""
-        plain = self.model_dump()
+        plain = self.model_dump(by_alias=True)
         plain["train"] = {"method": self.train.method, **plain["train"]["options"]}
         return plain

@@ -60,12 +60,12 @@ _TWO_WEIGHTS = "each term has its own objective.terms.NAME.weight; alpha*CE + (1
 
 # Keys with no place of their own here: key -> what to do instead.
 EXPLAINED: dict[str, str] = {
-    "beta": "a divergence is called by its name (term: reverse_kl); beta is the reference KL, under method: rl only",
+    "beta": "TRL's beta 0 is term: forward_kl and 1 is reverse_kl; between, objective.terms.NAME.beta of term: jsd",
     "alpha": _TWO_WEIGHTS,
     "kd_ratio": _TWO_WEIGHTS,
     "kd_weight": _TWO_WEIGHTS,
     "lmbda": "the share of on-policy data belongs to method: onpolicy, which is not built yet",
-    "schedule": "schedules are not built yet: give weight a number",
+    "schedule": "weight: {schedule: linear, from: 1.0, to: 0.1} makes a term's weight change",
     "estimator": "estimators are not built yet: the KL is computed exactly, leave the key out",
     "hub_token": "a token does not belong in a recipe: log in with `hf auth login`",
     "options": "write the options directly under train",

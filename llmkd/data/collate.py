@@ -14,10 +14,10 @@ Row = Mapping[str, Any]
 class Collator:
     """Rows, right-padded, as the tensors of a batch.
 
-    `input_ids` [B, T] int64, `counted` [B, T] bool, `domain_ids` [B, T] int64, `n_bytes` [B] int64; with packed rows
-    `position_ids` [B, T], which start at 0 in each segment, the padding being a segment of its own; and for each
-    teacher with its own rendering `input_ids@NAME`, `counted@NAME` and `position_ids@NAME` [B, T'], `shared@NAME`
-    [B, T].
+    `input_ids` [B, T] int64, `counted` [B, T] bool, `domain_ids` [B, T] int64, `n_bytes` [B] int64; for each column of
+    numbers `column:NAME` [B, T] float32; with packed rows `position_ids` [B, T], which start at 0 in each segment, the
+    padding being a segment of its own; and for each teacher with its own rendering `input_ids@NAME`, `counted@NAME` and
+    `position_ids@NAME` [B, T'], `shared@NAME` [B, T].
 
     There is no attention mask. Rows are causal, so what stands before the padding does not see it; and packed rows
     are kept apart by their positions alone.
@@ -28,6 +28,7 @@ class Collator:
         teachers: names of the teachers with their own rendering.
         teacher_pad_ids: fill their `input_ids`; one a name.
         pad_to_multiple_of: T becomes a multiple of it.
+        numbers: names of the columns of numbers.
         flatten: put the rows of a batch one after the other into one, [1, sum of T], without padding between them, as
             variable-length attention kernels take them. Positions are given then, packed or not.
     """
@@ -40,14 +41,16 @@ class Collator:
         teacher_pad_ids: tuple[int, ...] = (),
         pad_to_multiple_of: int | None = None,
         flatten: bool = False,
+        numbers: tuple[str, ...] = (),
     ):
         self.pad_ids = {"": pad_id} | dict(zip(teachers, teacher_pad_ids, strict=True))
         self.packed = packed or flatten
         self.multiple = pad_to_multiple_of or 1
         self.flatten = flatten
+        self.numbers = tuple(f"column:{name}" for name in numbers)
 
     def __call__(self, rows: Sequence[Row]) -> dict[str, torch.Tensor]:
-        rows = [_joined(rows, self.pad_ids)] if self.flatten else rows
+        rows = [_joined(rows, self.pad_ids, self.numbers)] if self.flatten else rows
         batch = {"n_bytes": torch.tensor([int(row["n_bytes"]) for row in rows])}
         for name, pad_id in self.pad_ids.items():
             at = f"@{name}" if name else ""
@@ -60,16 +63,22 @@ class Collator:
         width = batch["input_ids"].shape[1]
         for name in list(self.pad_ids)[1:]:
             batch[f"shared@{name}"] = _padded([row[f"shared@{name}"] for row in rows], width, 0).bool()
-        domains = [np.repeat(np.asarray(row["domains"]), np.asarray(row["seq_lengths"])) for row in rows]
-        batch["domain_ids"] = _padded(domains, width, 0)
+        batch["domain_ids"] = _padded([_of_each_token(row, "domains") for row in rows], width, 0)
+        for name in self.numbers:
+            batch[name] = _padded([_of_each_token(row, name) for row in rows], width, 1, np.float32)
         return batch
 
     def _width(self, lengths: list[int]) -> int:
         return -(-max(lengths) // self.multiple) * self.multiple
 
 
-def _padded(values: list, width: int, fill: int) -> torch.Tensor:
-    out = np.full((len(values), width), fill, dtype=np.int64)
+def _of_each_token(row: Row, column: str) -> np.ndarray:
+    """What a row says of each of its segments, said of each token."""
+    return np.repeat(np.asarray(row[column]), np.asarray(row["seq_lengths"]))
+
+
+def _padded(values: list, width: int, fill: int, dtype: type = np.int64) -> torch.Tensor:
+    out = np.full((len(values), width), fill, dtype=dtype)
     for line, value in zip(out, values, strict=True):
         line[: len(value)] = value
     return torch.from_numpy(out)
@@ -80,9 +89,9 @@ def _positions(seq_lengths: Sequence[int], width: int) -> np.ndarray:
     return np.concatenate([np.arange(length, dtype=np.int64) for length in (*seq_lengths, tail)])
 
 
-def _joined(rows: Sequence[Row], names: Mapping[str, int]) -> Row:
+def _joined(rows: Sequence[Row], names: Mapping[str, int], numbers: Sequence[str]) -> Row:
     columns = ["input_ids", "counted", "seq_lengths"]
     columns = [f"{column}@{name}" if name else column for name in names for column in columns]
-    columns += ["domains", *(f"shared@{name}" for name in names if name)]
+    columns += ["domains", *numbers, *(f"shared@{name}" for name in names if name)]
     joined = {column: np.concatenate([np.asarray(row[column]) for row in rows]) for column in columns}
     return joined | {"n_bytes": sum(int(row["n_bytes"]) for row in rows)}

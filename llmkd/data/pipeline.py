@@ -33,11 +33,13 @@ class Prepared:
 
 @dataclass(frozen=True)
 class Rows:
-    """All rows of a run.  held_out: by domain; own: the teachers whose own rendering the rows carry."""
+    """All rows of a run.  held_out: by domain; own: the teachers whose own rendering the rows carry; numbers: the
+    columns of numbers that the training rows carry."""
 
     training: Prepared
     held_out: dict[str, Dataset]
     own: tuple[str, ...]
+    numbers: tuple[str, ...] = ()
 
 
 def prepare(
@@ -49,22 +51,25 @@ def prepare(
     domains: Sequence[str],
     *,
     seed: int,
+    numbers: Sequence[str] = (),
 ) -> Rows:
     """Load, tokenise and pack everything that a run reads."""
-    training = prepare_training(data, settings, tokenizer, own, domains, seed=seed)
-    return Rows(training, prepare_held_out(evaluation, settings, tokenizer, own, domains), tuple(own))
+    training = prepare_training(data, settings, tokenizer, own, domains, seed=seed, numbers=numbers)
+    held_out = prepare_held_out(evaluation, settings, tokenizer, own, domains)
+    return Rows(training, held_out, tuple(own), tuple(numbers))
 
 
 def prepare_training(
-    data: Data, settings: Any, tokenizer: Any, own: Mapping[str, Any], domains: Sequence[str], *, seed: int
-) -> Prepared:
+    data: Data, settings: Any, tokenizer: Any, own: Mapping[str, Any], domains: Sequence[str], *, seed: int,
+    numbers: Sequence[str] = (),
+) -> Prepared:  # fmt: skip
     """Load, tokenise and pack every source.  ``settings``: max_length, packing, over_long, ... of the trainer;
-    ``own``: tokenizers of the teachers with a rendering of their own."""
+    ``own``: tokenizers of the teachers with a rendering of their own; ``numbers``: columns that the loss reads."""
     streaming = {s.streaming for s in data.datasets}
     if len(streaming) > 1:
         raise ValueError("data.datasets: some are streaming and some are not: set streaming alike on all of them")
     parts = [
-        _rows(source, f"data.datasets.{i}", settings, tokenizer, own, domains, bool(settings.packing), seed)
+        _rows(source, f"data.datasets.{i}", settings, tokenizer, own, domains, bool(settings.packing), seed, numbers)
         for i, source in enumerate(data.datasets)
     ]
     weights = _weights(data)
@@ -93,10 +98,10 @@ def prepare_held_out(
 
 def _rows(
     source: DatasetSource, where: str, settings: Any, tokenizer: Any, own: Mapping[str, Any], domains: Sequence[str],
-    packed: bool, seed: int,
+    packed: bool, seed: int, numbers: Sequence[str] = (),
 ) -> Any:  # fmt: skip
     rows = tokenise(
-        load(source, where=where),
+        load(source, where=where, numbers=numbers),
         tokenizer,
         max_length=settings.max_length,
         domain_id=list(domains).index(source.domain),
@@ -105,6 +110,7 @@ def _rows(
         completion_only_loss=settings.completion_only_loss,
         assistant_only_loss=settings.assistant_only_loss,
         teachers=own,
+        numbers=numbers,
         num_proc=settings.dataset_num_proc,
         where=where,
     )

@@ -3,14 +3,16 @@
 Columns of a row: `input_ids`; `counted` (1 = a counted target, the first token never is); `seq_lengths` and `domains`
 (a list of one); `n_bytes` (UTF-8 bytes of the counted tokens' text); and for each teacher NAME that has a rendering of
 its own `input_ids@NAME`, `counted@NAME`, `seq_lengths@NAME` and `shared@NAME`: the student's counted tokens (over its
-`input_ids`) that this teacher scores, one for each of `counted@NAME`, in order.
+`input_ids`) that this teacher scores, one for each of `counted@NAME`, in order. A column of numbers C that the loss
+reads, one a source row, is `column:C` (a list of one).
 """
 
 from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Iterator, Mapping
+import math
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -46,6 +48,7 @@ class Options:
     completion_only_loss: bool | None
     assistant_only_loss: bool | None
     teachers: Mapping[str, PreTrainedTokenizerFast]
+    numbers: tuple[str, ...]
     where: str
     is_text: bool = field(default=False)
 
@@ -61,6 +64,7 @@ def tokenise(
     completion_only_loss: bool | None = None,
     assistant_only_loss: bool | None = None,
     teachers: Mapping[str, PreTrainedTokenizerFast] | None = None,
+    numbers: Sequence[str] = (),
     num_proc: int | None = None,
     where: str = "data",
 ) -> Dataset | IterableDataset:
@@ -76,6 +80,7 @@ def tokenise(
         truncation_mode: which end of a truncated row is kept.
         completion_only_loss, assistant_only_loss: as in `render`.
         teachers: tokenizers of the teachers that score their own rendering, by name.
+        numbers: columns that hold a number for each row, 0 or more, which its tokens take with them.
         num_proc: worker processes; not for streams.
         where: place in the recipe, for messages.
 
@@ -87,13 +92,13 @@ def tokenise(
     columns = _accepted_columns(dataset, where)
     options = Options(
         tokenizer, domain_id, max_length, over_long, truncation_mode, completion_only_loss, assistant_only_loss,
-        dict(teachers or {}), where, row_format(columns) == "text",
+        dict(teachers or {}), tuple(numbers), where, row_format(columns) == "text",
     )  # fmt: skip
     arguments = {
         "batched": True,
         "with_indices": True,
         "remove_columns": columns,
-        "features": _features(options.teachers),
+        "features": _features(options),
         "fn_kwargs": {"options": options},
     }
     if isinstance(dataset, IterableDataset):
@@ -117,12 +122,13 @@ def _accepted_columns(dataset: Dataset | IterableDataset, where: str) -> list[st
     return columns
 
 
-def _features(teachers: Mapping[str, Any]) -> Features:
+def _features(options: Options) -> Features:
     columns = {"input_ids": List(Value("int32")), "counted": List(Value("int8")), "seq_lengths": List(Value("int32"))}
     features = {**columns, "domains": List(Value("int32")), "n_bytes": Value("int64"), "over_long": Value("bool")}
-    for name in teachers:
+    for name in options.teachers:
         features |= {f"{column}@{name}": feature for column, feature in columns.items()}
         features[f"shared@{name}"] = List(Value("int8"))
+    features |= {f"column:{name}": List(Value("float32")) for name in options.numbers}
     return Features(features)
 
 
@@ -133,17 +139,25 @@ def _tokenise_batch(batch: dict[str, list], indices: list[int], options: Options
     own = {name: _encode_all(rows, tokenizer, places, options) for name, tokenizer in options.teachers.items()}
     enders = {name: special_ids(tokenizer) for name, tokenizer in options.teachers.items()}
     enders[""] = special_ids(options.tokenizer)
-    out: dict[str, list] = {column: [] for column in _features(options.teachers)}
+    out: dict[str, list] = {column: [] for column in _features(options)}
     for number, place in enumerate(places):
         views = {"": student[number]} | {name: encoded[number] for name, encoded in own.items()}
         pairs = {
             name: align(views[""], views[name], (enders[""], enders[name]), (name, options.tokenizer, tokenizer), place)
             for name, tokenizer in options.teachers.items()
         }
+        numbers = {f"column:{name}": [_number(rows[number], name, place)] for name in options.numbers}
         for row in _pieces(views, pairs, options, place):
-            for column, values in row.items():
+            for column, values in (row | numbers).items():
                 out[column].append(values)
     return out
+
+
+def _number(row: dict, name: str, place: str) -> float:
+    value = row[name]
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < math.inf:
+        raise ValueError(f"{place}: column {name!r} holds {value!r}: the loss reads it, give a number from 0 on")
+    return float(value)
 
 
 def _encode_all(rows: list[dict], tokenizer, places: list[str], options: Options) -> list[Encoded]:
@@ -232,7 +246,7 @@ def _fingerprint(dataset: Dataset, options: Options) -> str:
     }
     settings = (
         options.domain_id, options.max_length, options.over_long, options.truncation_mode,
-        options.completion_only_loss, options.assistant_only_loss,
+        options.completion_only_loss, options.assistant_only_loss, options.numbers,
     )  # fmt: skip
     return Hasher.hash(("tokenise", 1, dataset._fingerprint, tokenizers, settings))
 

@@ -7,7 +7,7 @@ import glob
 import gzip
 import itertools
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,8 +28,9 @@ DOCUMENT_BREAK = "<|endoftext|>"
 SPLITS = ("train", "test", "validation", "valid", "val", "dev", "eval", "heldout")
 
 
-def load(source: DatasetSource, *, where: str) -> AnyDataset:
-    """The rows of one source, with its columns renamed and checked, at most `max_rows` of them.
+def load(source: DatasetSource, *, where: str, numbers: Sequence[str] = ()) -> AnyDataset:
+    """The rows of one source, with its columns renamed and checked, at most `max_rows` of them. `numbers` names columns
+    that are read beside the text.
 
     `path` is one of:
 
@@ -58,7 +59,8 @@ def load(source: DatasetSource, *, where: str) -> AnyDataset:
     else:
         dataset = _hub(source, where)
     columns = _columns(dataset, where)
-    dataset = _renamed(dataset, columns, source.columns or {}, where)
+    _refuse_no_column(numbers, columns, where)
+    dataset = _renamed(dataset, columns, source.columns or {}, where, numbers)
     if source.max_rows is None:
         return dataset
     if isinstance(dataset, IterableDataset):
@@ -74,16 +76,22 @@ def _columns(dataset: AnyDataset, where: str) -> list[str]:
     return dataset.column_names or list(first)
 
 
-def _renamed(dataset: AnyDataset, columns: list[str], wanted: dict[str, str], where: str) -> AnyDataset:
-    """`wanted` names our columns and theirs. If they make up a whole format, it is the one that is used."""
-    missing = [theirs for theirs in wanted.values() if theirs not in columns]
+def _refuse_no_column(wanted: Iterable[str], columns: list[str], where: str) -> None:
+    missing = [theirs for theirs in wanted if theirs not in columns]
     if missing:
         near = difflib.get_close_matches(missing[0], columns, n=1)
         hint = f"; did you mean {near[0]!r}?" if near else ""
         raise ValueError(f"{where}.columns: there is no column {missing[0]!r}; found {sorted(columns)}{hint}")
+
+
+def _renamed(
+    dataset: AnyDataset, columns: list[str], wanted: dict[str, str], where: str, numbers: Sequence[str]
+) -> AnyDataset:
+    """`wanted` names our columns and theirs. If they make up a whole format, it is the one that is used."""
+    _refuse_no_column(wanted.values(), columns, where)
     unused = [column for column in columns if column in wanted and column not in wanted.values()]
     if row_format(wanted):
-        unused = [column for column in columns if column not in wanted.values() and column != "tools"]
+        unused = [column for column in columns if column not in (*wanted.values(), *numbers, "tools")]
     dataset = dataset.remove_columns(unused) if unused else dataset
     renaming = {theirs: ours for ours, theirs in wanted.items() if ours != theirs}
     dataset = dataset.rename_columns(renaming) if renaming else dataset

@@ -9,6 +9,7 @@ from typing import Any
 import yaml
 
 from llmkd.build import Job
+from llmkd.config import Schedule, Term
 from llmkd.evaluation.table import markdown
 from llmkd.run import environment
 
@@ -43,7 +44,7 @@ def card(job: Job, summary: dict[str, Any]) -> str:
         f"- Base: {base}",
         *(f"- Teacher `{t.name}`: {t.model_name_or_path}" for t in recipe.teachers),
         *(f"- Data, domain `{s.domain}`: {s.path} {s.name or ''} ({s.split})" for s in recipe.data.datasets),
-        "- Objective: " + " + ".join(f"{t.weight:g} x {t.term} (`{n}`)" for n, t in recipe.objective.terms.items()),
+        "- Objective: " + " + ".join(_term(name, term) for name, term in recipe.objective.terms.items()),
         f"- Steps: {summary['steps']}, on {summary['processes']} process(es)",
         *(f"- Note: {note}" for note in summary["notes"]),
         "", "## Results", "", markdown(summary["results"]), "",
@@ -51,3 +52,15 @@ def card(job: Job, summary: dict[str, Any]) -> str:
         "", "## Versions", "", "```json", json.dumps(env["packages"], indent=2), "```", "",
     ]  # fmt: skip
     return "\n".join(lines)
+
+
+def _term(name: str, term: Term) -> str:
+    """``0.5 x jsd(beta=0.3) (`kd`)``; what follows a schedule is said to."""
+    knobs = ", ".join(f"{knob}={_said(value)}" for knob, value in term.knobs.items())
+    return f"{_said(term.weight)} x {term.term}{f'({knobs})' if knobs else ''} (`{name}`)"
+
+
+def _said(value: Any) -> str:
+    if isinstance(value, Schedule):
+        return f"<{value.schedule}>"
+    return f"{value:g}" if isinstance(value, int | float) and not isinstance(value, bool) else str(value)

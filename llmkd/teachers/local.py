@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from llmkd.backbone import head_of, hidden_states, through
-from llmkd.types import Batch, Head, Signals
+from llmkd.types import Batch, Head, Signals, States
 
 
 def freeze(model: nn.Module) -> nn.Module:
@@ -43,9 +43,9 @@ class LocalTeacher:
         hidden = through(self.wrapped or self.model, self.model, self._forward, batch, view)
         head = self.whole_head or head_of(self.model)
         if not self.own_rendering:
-            return Signals(hidden, head)
+            return States(hidden, head)
         kept = batch[f"shared@{self.name}"][batch["counted"]]
-        return Signals(_spread(hidden, kept), head, kept)
+        return States(_spread(hidden, kept), head, kept)
 
     def _forward(self, batch: Batch, view: str) -> Tensor:
         return hidden_states(self.model, batch, view)

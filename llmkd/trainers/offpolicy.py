@@ -60,6 +60,7 @@ class OffPolicyTrainer(SFTTrainer):
         self.held_out = list(held_out)
         self.yardstick = yardstick or objective
         self.measured = Tallies(objective.domains)
+        self.of_step = Tallies(objective.domains)  # what the adaptive schedules are told
         self.tokens_seen = torch.zeros((), dtype=torch.int64, device=args.device)
 
     # -- data ---------------------------------------------------------------------------------------------------------
@@ -104,7 +105,9 @@ class OffPolicyTrainer(SFTTrainer):
         exact: list[Tensor] = []
 
         def at_head(hidden: Tensor) -> Tensor:
-            loss, tally = self.objective(hidden, head_of(student), signals, inputs, num_items_in_batch)
+            loss, tally = self.objective(
+                hidden, head_of(student), signals, inputs, num_items_in_batch, step=self.state.global_step
+            )
             measured.update(tally)
             exact.append(loss.detach())
             return loss
@@ -116,6 +119,8 @@ class OffPolicyTrainer(SFTTrainer):
 
         loss = through(model, student, forward)
         self.measured.add(measured)
+        if self.objective.adaptive:
+            self.of_step.add({f"{name}/value": measured[f"{name}/value"] for name in self.objective.adaptive})
         if loss.dtype != exact[0].dtype:  # FSDP2 rounds what leaves a module: the value is put back
             loss = exact[0] + (loss - loss.detach()).to(exact[0].dtype)
         return loss * self.accelerator.num_processes
@@ -131,6 +136,9 @@ class OffPolicyTrainer(SFTTrainer):
         loss = super().training_step(model, inputs, num_items_in_batch)
         if self.accelerator.sync_gradients:
             self.tokens_seen += num_items_in_batch[0]
+            if self.objective.adaptive:
+                means = {n.removesuffix("/value"): v for n, v in self.of_step.take(self.accelerator).items()}
+                self.objective.observe(means, self.state.global_step + 1)
         return loss
 
     # -- evaluation, log, checkpoints --------------------------------------------------------------------------------
@@ -155,6 +163,7 @@ class OffPolicyTrainer(SFTTrainer):
         """Add what the objective measured since the last line of training."""
         if "loss" in logs:
             logs.update(self.measured.take(self.accelerator))
+            logs.update(self.objective.scheduled(self.state.global_step))
             logs["tokens"] = int(self.tokens_seen)
         self._metrics["train"].clear()
         self._metrics["eval"].clear()
@@ -171,7 +180,8 @@ class OffPolicyTrainer(SFTTrainer):
             "loss": float(self.accelerator.reduce(self._tr_loss.clone(), reduction="mean")),
             "measured": self.measured.total(self.accelerator),
         }
-        mark = {"tokens_seen": int(self.tokens_seen), "seconds": self.seconds(), "unlogged": unlogged}
+        mark = {"tokens_seen": int(self.tokens_seen), "seconds": self.seconds(), "unlogged": unlogged,
+                "objective": self.objective.state()}  # fmt: skip
         save_checkpoint(self, lambda: super(SFTTrainer, self)._save_checkpoint(model, trial), mark)
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
@@ -179,6 +189,7 @@ class OffPolicyTrainer(SFTTrainer):
         if checkpoint is not None:
             mark = read_mark(Path(checkpoint))
             self.tokens_seen.fill_(mark["tokens_seen"])
+            self.objective.restore(mark["objective"])
             self.add_callback(Unlogged(self, mark["unlogged"]))
 
     def seconds(self) -> float:

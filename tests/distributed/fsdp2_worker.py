@@ -76,8 +76,9 @@ class Side:
         self.measured = Tallies(OBJECTIVE.domains)
         self.optimizer = torch.optim.AdamW(self.student.parameters(), lr=1e-3, eps=1e-5)
         self.trainer = SimpleNamespace(
-            objective=OBJECTIVE, teachers={"teacher": self.teacher}, accelerator=accelerator, measured=self.measured
-        )
+            objective=OBJECTIVE, teachers={"teacher": self.teacher}, accelerator=accelerator, measured=self.measured,
+            state=SimpleNamespace(global_step=0),
+        )  # fmt: skip
 
     def step(self, micro_batches: list[dict[str, Tensor]]) -> tuple[float, float]:
         """Loss and gradient norm of one optimizer step."""

@@ -15,6 +15,7 @@ import pytest
 from safetensors.torch import load_file
 
 from launches import (
+    MANY_TERMS,
     STEPS,
     WORKER,
     changed,
@@ -51,6 +52,7 @@ def recipes(inputs: Path) -> dict[str, dict]:
         "resumed": changed(tied, train={"logging_steps": 2}),
         "lora": changed(tied, student={"lora": lora}, train={"gradient_checkpointing": True, "learning_rate": 0.02}),
         "packed": changed(untied, train={"packing": True}),
+        "terms": changed(untied, objective={"terms": MANY_TERMS, "temperature": {"student": 1.5, "teacher": 1.5}}),
         "stream": changed(untied, data={"datasets": stream}, objective={"terms": everywhere}, eval={"datasets": []},
                           train={"eval_strategy": "no", "max_length": 24}),
         "fresh": changed(untied, student={"model_name_or_path": None, "from_config": fresh,
@@ -86,7 +88,7 @@ def test_ranks_had_unequal_counts_and_empty_batches(runs: Runs) -> None:
     assert any(a == 0 and b > 0 for a, b in [*zip(first, second, strict=True), *zip(second, first, strict=True)])
 
 
-@pytest.mark.parametrize("name", ["untied", "resumed", "lora", "packed", "stream", "fresh"])
+@pytest.mark.parametrize("name", ["untied", "resumed", "lora", "packed", "terms", "stream", "fresh"])
 def test_same_losses_and_gradients(runs: Runs, name: str) -> None:
     one, two = runs[name]
     found = differences(one, two, "loss")
@@ -95,14 +97,14 @@ def test_same_losses_and_gradients(runs: Runs, name: str) -> None:
     assert len({row["loss"] for row in lines(one, "loss").values()}) > STEPS // 3
 
 
-@pytest.mark.parametrize("name", ["untied", "resumed", "lora", "packed", "fresh"])
+@pytest.mark.parametrize("name", ["untied", "resumed", "lora", "packed", "terms", "fresh"])
 def test_same_evaluations_while_training(runs: Runs, name: str) -> None:
     found = differences(*runs[name], "eval/a/ce")
     assert {k: v for k, v in found.items() if v > EQUAL and k != "seconds"} == {}
     assert {"eval/a/kl", "eval/b/bits_per_byte", "eval/mean/kl"} <= found.keys()
 
 
-@pytest.mark.parametrize("name", ["untied", "resumed", "lora", "packed", "stream", "fresh"])
+@pytest.mark.parametrize("name", ["untied", "resumed", "lora", "packed", "terms", "stream", "fresh"])
 def test_same_final_model(runs: Runs, name: str) -> None:
     one, two = (load_file(run / "model" / "model.safetensors") for run in runs[name])
     assert one.keys() == two.keys()

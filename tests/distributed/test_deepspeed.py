@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from launches import (
+    MANY_TERMS,
     STEPS,
     WORKER,
     accelerate,
@@ -50,13 +51,14 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def here(inputs: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """The runs of one process, tied and untied heads."""
+    """The runs of one process: untied heads with two terms, tied ones with many."""
     folder = tmp_path_factory.mktemp("one")
     return {name: run_here(folder / f"{name}.yaml", content) for name, content in plain(inputs).items()}
 
 
 def plain(inputs: Path) -> dict[str, dict[str, Any]]:
-    return {"untied": recipe(inputs), "tied": recipe(inputs, "tied", "tied_teacher")}
+    tied = changed(recipe(inputs, "tied", "tied_teacher"), objective={"terms": MANY_TERMS})
+    return {"untied": recipe(inputs), "tied": tied}
 
 
 def pairs(config: str, here: dict[str, Path], inputs: Path, folder: Path) -> Runs:

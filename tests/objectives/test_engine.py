@@ -1,39 +1,47 @@
-"""The engine against dense float64 autograd through plain log_softmax, and what it must not do: hold [N, V], project
-twice, round logits."""
+"""The engine against dense float64 autograd through plain formulas: every term with its knobs, every signal, every way
+to look at the logits; and what it refuses."""
 
-import math
+import re
+from dataclasses import replace
 
 import pytest
 import torch
-from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
 
-from llmkd.objectives import engine
-from llmkd.objectives.divergences import TERMS, TermKind
+from llmkd.objectives import rows
+from llmkd.objectives.closed import CLOSED
+from llmkd.objectives.dense import dense_loss
+from llmkd.objectives.divergences import VALUES
 from llmkd.objectives.engine import WeightedTerm, fused_loss
-from llmkd.types import Head, Signals
+from llmkd.objectives.weighting import measured
+from llmkd.types import Head, Logits, Sparse, States
 
 from dense import (
+    DEFAULTS,
     F64,
+    GRID,
     HS,
     HT,
     Case,
     V,
     assert_is_the_reference,
     case,
-    dense_logits,
-    dense_value,
     focal,
+    labels,
+    likeliest,
+    logits_of,
     randn,
     reference,
     relative,
     request,
     run,
     signals,
-    total_variation,
+    teacher_logits,
 )
 
-# -- equal to the reference -------------------------------------------------------------------------------------------
+BESIDE_TEACHERS = [(kind, knobs) for kind, knobs in GRID if kind != "cross_entropy"]
+ALL = list(dict.fromkeys(kind for kind, _ in GRID))
+
+# -- terms ------------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("tokens", [1, 7, 31])
@@ -42,21 +50,126 @@ def test_loss_and_gradients_are_the_dense_ones_whatever_the_chunk(tokens, chunk)
     assert_is_the_reference(case(tokens, chunk=chunk))
 
 
-@pytest.mark.parametrize("kind", TERMS)
-def test_each_term_alone(kind):
+@pytest.mark.parametrize("term", GRID, ids=labels(GRID))
+def test_each_term_alone_with_its_knobs(term):
+    assert_is_the_reference(case(kinds=[term], chunk=3))
+
+
+def test_all_terms_together():
+    assert_is_the_reference(case(kinds=ALL, chunk=3))
+
+
+def test_the_same_divergence_twice_with_other_knobs_is_two_terms():
+    assert_is_the_reference(case(kinds=[("jsd", {"beta": 0.1}), ("jsd", {"beta": 0.8}), "jsd"], chunk=3))
+
+
+@pytest.mark.parametrize("kind", ALL)
+def test_knobs_that_are_left_out_are_the_defaults(kind):
     assert_is_the_reference(case(kinds=[kind], chunk=3))
 
 
 @pytest.mark.parametrize("block_rows", [1, 2, 5])
 def test_row_blocks_change_nothing(block_rows, monkeypatch):
-    monkeypatch.setattr(engine, "CPU_BLOCK_BYTES", 4 * V * block_rows)
-    assert_is_the_reference(case(7, chunk=6))
+    monkeypatch.setattr(rows, "CPU_BLOCK_BYTES", 8 * V * block_rows)
+    assert_is_the_reference(case(7, kinds=ALL, chunk=6, standardize=True, tau_student=2.0))
+
+
+@pytest.mark.parametrize("term", GRID, ids=labels(GRID))
+def test_a_teacher_with_impossible_tokens_gives_the_same_numbers_wherever_they_are_finite(term):
+    c = case(kinds=[term], chunk=3)
+    logits = logits_of(c.teachers[0]).logits
+    logits[torch.arange(V) % 5 == torch.arange(7)[:, None] % 5] = -torch.inf
+    c.teachers = [Logits(logits)]
+    _, _, values = reference(c)
+    if values.terms.isfinite().all():
+        assert_is_the_reference(c)
+    else:
+        with pytest.raises(ValueError, match=f"^token 0: {term[0]} is infinite"):
+            run(c)
+
+
+@pytest.mark.parametrize("term", BESIDE_TEACHERS, ids=labels(BESIDE_TEACHERS))
+def test_the_documented_dense_reference_says_the_same(term):
+    c = case(kinds=[term], tau_student=1.5, tau_teacher=0.5, standardize=True, bias=True, softcap=5.0)
+    expected_loss, expected, values = reference(c)
+    leaves = {name: leaf.requires_grad_() for name, leaf in c.leaves().items()}
+    loss, found = dense_loss(c.hidden, c.head, request(c))
+    assert float(loss.detach()) == pytest.approx(float(expected_loss), rel=1e-10)
+    for name, gradient in zip(leaves, torch.autograd.grad(loss, list(leaves.values())), strict=True):
+        assert relative(gradient, expected[name]) < 1e-10, name
+    for name, value in vars(found).items():
+        torch.testing.assert_close(value, getattr(values, name), rtol=1e-10, atol=1e-10)
+
+
+# -- temperatures and standardised logits -----------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("student", [0.5, 1.0, 3.0])
 @pytest.mark.parametrize("teacher", [0.5, 1.0, 3.0])
 def test_temperatures_touch_the_divergences_and_never_cross_entropy(student, teacher):
     assert_is_the_reference(case(tau_student=student, tau_teacher=teacher, chunk=3))
+
+
+def test_a_temperature_that_float32_cannot_hold_is_exact_in_float64():
+    assert_is_the_reference(case(tau_student=0.7, tau_teacher=1.3, chunk=3))
+
+
+PER_TOKEN = 0.5 + 3 * randn(7, seed=40).sigmoid()
+
+
+@pytest.mark.parametrize("standardize", [False, True])
+@pytest.mark.parametrize("student, teacher", [(PER_TOKEN, 1.0), (2.0, PER_TOKEN), (PER_TOKEN, 4 - PER_TOKEN)])
+def test_temperatures_of_each_token(student, teacher, standardize):
+    c = case(kinds=ALL, tau_student=student, tau_teacher=teacher, standardize=standardize, chunk=3)
+    assert_is_the_reference(c)
+
+
+def test_a_temperature_for_each_token_that_is_the_same_is_one_temperature():
+    together, apart = case(kinds=ALL, tau_student=2.5, chunk=3), case(kinds=ALL, chunk=3)
+    apart.tau_student = torch.full((7,), 2.5, dtype=F64)
+    for found, expected in zip(run(apart)[1].values(), run(together)[1].values(), strict=True):
+        torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-15)
+
+
+def test_temperatures_in_float64_beside_a_student_in_float32():
+    c = case(tau_student=PER_TOKEN, chunk=3).to(torch.float32)
+    c.tau_student = PER_TOKEN
+    assert_is_the_reference(c, tolerance=1e-5)
+
+
+@pytest.mark.parametrize("term", BESIDE_TEACHERS, ids=labels(BESIDE_TEACHERS))
+@pytest.mark.parametrize("tau", [1.0, 2.0])
+def test_standardised_logits(term, tau):
+    head = {"bias": True, "softcap": 6.0, "scale": 0.5}
+    assert_is_the_reference(case(kinds=[term], standardize=True, tau_student=tau, tau_teacher=tau, chunk=3, **head))
+
+
+def stretched(teacher: States, factor: float, shift: float) -> Logits:
+    return Logits(factor * logits_of(teacher).logits + shift * randn(7, 1, seed=50))
+
+
+@pytest.mark.parametrize("kind", [k for k in ALL if k != "cross_entropy"])
+def test_standardised_to_stretch_and_shift_the_teachers_logits_changes_nothing(kind):
+    plain, other = (case(kinds=[kind], standardize=True, chunk=3) for _ in range(2))
+    other.teachers = [stretched(other.teachers[0], factor=3.0, shift=10.0)]
+    (loss, gradients, _), (other_loss, other_gradients, _) = run(plain), run(other)
+    torch.testing.assert_close(other_loss, loss, rtol=1e-10, atol=0)
+    torch.testing.assert_close(other_gradients["hidden"], gradients["hidden"], rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("kind", [k for k in ALL if k != "cross_entropy"])
+def test_standardised_to_stretch_and_shift_the_students_logits_changes_no_value(kind):
+    plain, other = (case(kinds=[kind], standardize=True, bias=True, chunk=3) for _ in range(2))
+    weight, bias = plain.head.weight, plain.head.bias
+    other.head = Head(3 * weight, 3 * bias + 10.0)
+    (loss, _, values), (other_loss, gradients, other_values) = run(plain), run(other)
+    torch.testing.assert_close(other_loss, loss, rtol=1e-10, atol=0)
+    torch.testing.assert_close(other_values.terms, values.terms, rtol=1e-9, atol=1e-12)
+    # So the gradient to the logits has no part along a shift, which is what the bias of every token would see.
+    assert float(gradients["bias"].sum().abs()) < 1e-12
+
+
+# -- heads and teachers -----------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("bias", [False, True])
@@ -67,9 +180,33 @@ def test_every_kind_of_head(bias, softcap, scale):
     assert_is_the_reference(case(bias=bias, softcap=softcap, scale=scale, teachers=[teacher], tau_student=2.0, chunk=3))
 
 
-def test_two_teachers_each_for_its_own_terms():
-    c = case(31, teachers=[signals(31, seed=5), signals(31, seed=7, width=HS)], chunk=5)
-    c.terms = [WeightedTerm("forward_kl", c.terms[0].weight, 1), *c.terms[1:]]
+@pytest.mark.parametrize("rows_of_head", [V, V + 40])
+def test_states_and_the_logits_they_make_are_the_same_teacher(rows_of_head):
+    by_states, by_logits = (case(kinds=ALL, tau_teacher=2.0, chunk=3) for _ in range(2))
+    teacher = signals(7, seed=5, rows=rows_of_head, bias=randn(rows_of_head, seed=9), softcap=5.0)
+    by_states.teachers, by_logits.teachers = [teacher], [logits_of(teacher)]
+    (loss, gradients, values), (other_loss, other_gradients, other_values) = run(by_states), run(by_logits)
+    torch.testing.assert_close(other_loss, loss, rtol=1e-12, atol=0)
+    for name, gradient in gradients.items():
+        torch.testing.assert_close(other_gradients[name], gradient, rtol=1e-10, atol=1e-14)
+    for name, value in vars(values).items():
+        torch.testing.assert_close(getattr(other_values, name), value, rtol=1e-11, atol=1e-13)
+
+
+def test_a_teachers_logits_are_left_as_they_were():
+    c = case(kinds=ALL, standardize=True, tau_teacher=2.0)
+    c.teachers = [logits_of(c.teachers[0])]
+    before = c.teachers[0].logits.clone()
+    run(c)
+    assert torch.equal(c.teachers[0].logits, before)
+
+
+def test_three_teachers_each_for_its_own_terms():
+    c = case(31, kinds=["forward_kl", "jsd", "reverse_kl", "nkd", "cross_entropy"], chunk=5)
+    states, other = signals(31, seed=5), signals(31, seed=7, width=HS)
+    logp = teacher_logits(signals(31, seed=9), V).log_softmax(-1)
+    c.teachers = [states, logits_of(other), likeliest(logp, 9, "ghost", tail=True)]
+    c.terms = [replace(t, teacher=at) for t, at in zip(c.terms, (0, 1, 2, 0, None), strict=True)]
     assert_is_the_reference(c)
 
 
@@ -79,8 +216,11 @@ def test_no_teacher_is_needed_for_cross_entropy():
     assert_is_the_reference(c)
 
 
-def test_common_rows_of_heads_that_are_padded_differently():
-    assert_is_the_reference(case(rows=V + 5, teachers=[signals(7, seed=5, rows=V + 40)], bias=True, chunk=3))
+@pytest.mark.parametrize("kind", ALL)
+def test_common_rows_of_heads_that_are_padded_differently(kind):
+    assert_is_the_reference(
+        case(kinds=[kind], rows=V + 5, teachers=[signals(7, seed=5, rows=V + 40)], bias=True, chunk=3)
+    )
 
 
 def test_rows_beyond_the_common_vocabulary_get_no_gradient():
@@ -88,9 +228,23 @@ def test_rows_beyond_the_common_vocabulary_get_no_gradient():
     assert (gradients["weight"][V:] == 0).all() and (gradients["bias"][V:] == 0).all()
 
 
+def test_agreement_marks_the_tokens_with_the_same_most_likely_one():
+    c = case(31, chunk=4)
+    near = States(c.hidden + 0.3 * randn(31, HS, seed=8), c.head)
+    c.teachers = [States(c.hidden, c.head), near]
+    _, _, expected = reference(c)
+    _, _, found = run(c)
+    assert (found.agreement[0] == 1).all() and 0 < float(found.agreement[1].mean()) < 1
+    assert torch.equal(found.agreement, expected.agreement)
+
+
+# -- gradients --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kinds", [ALL, ["cross_entropy"], ["nkd"]], ids=["all", "cross_entropy", "nkd"])
 @pytest.mark.parametrize("frozen", [("weight",), ("weight", "bias"), ("hidden",), ("bias",)])
-def test_what_needs_no_gradient_gets_none_and_changes_nothing_else(frozen):
-    c = case(bias=True, chunk=3, frozen=frozen)
+def test_what_needs_no_gradient_gets_none_and_changes_nothing_else(frozen, kinds):
+    c = case(kinds=kinds, bias=True, chunk=3, frozen=frozen)
     assert_is_the_reference(c)
     assert all(leaf is None or leaf.grad is None for leaf in (getattr(c.head, n, c.hidden) for n in frozen))
 
@@ -103,185 +257,13 @@ def test_a_factor_on_the_loss_scales_the_gradients(factor):
         torch.testing.assert_close(gradient, factor * expected[name], rtol=1e-10, atol=1e-14)
 
 
-def test_values_are_unweighted_and_per_token():
-    c = case(31, chunk=4, tau_student=2.0)
-    _, _, expected = reference(c)
-    _, _, found = run(c)
-    torch.testing.assert_close(found.terms, expected.terms, rtol=1e-11, atol=1e-14)
-    torch.testing.assert_close(found.entropy, expected.entropy, rtol=1e-11, atol=1e-14)
-    assert torch.equal(found.agreement, expected.agreement)
-    assert not any(x.requires_grad for x in (found.terms, found.entropy, found.agreement))
-
-
-def test_agreement_marks_the_tokens_with_the_same_most_likely_one():
-    c = case(31, chunk=4)
-    near = Signals(c.hidden + 0.3 * randn(31, HS, seed=8), c.head)
-    c.teachers = [Signals(c.hidden, c.head), near]
-    _, _, expected = reference(c)
-    _, _, found = run(c)
-    assert (found.agreement[0] == 1).all() and 0 < float(found.agreement[1].mean()) < 1
-    assert torch.equal(found.agreement, expected.agreement)
-
-
-# -- weights ----------------------------------------------------------------------------------------------------------
-
-
-def test_a_weight_of_zero_is_as_if_the_token_were_not_there():
-    c, kept = case(31, chunk=4), torch.arange(31) % 3 > 0
-    c.terms = [WeightedTerm(t.kind, t.weight * kept, t.teacher) for t in c.terms]
-    short = Case(
-        c.hidden[kept].clone(), Head(c.head.weight.clone()), c.targets[kept],
-        [Signals(c.teachers[0].hidden[kept], c.teachers[0].head)],
-        [WeightedTerm(t.kind, t.weight[kept], t.teacher) for t in c.terms],
-    )  # fmt: skip
-    loss, gradients, _ = run(c)
-    short_loss, short_gradients, _ = run(short)
-    torch.testing.assert_close(loss, short_loss)
-    torch.testing.assert_close(gradients["weight"], short_gradients["weight"])
-    torch.testing.assert_close(gradients["hidden"][kept], short_gradients["hidden"])
-    assert (gradients["hidden"][~kept] == 0).all()
-
-
-def test_an_infinite_value_with_weight_zero_adds_nothing():
-    c = case(kinds=["reverse_kl", "cross_entropy"], bias=True)
-    impossible = torch.zeros(V, dtype=F64).index_fill(0, torch.tensor([5]), -math.inf)
-    c.teachers = [signals(7, seed=5, bias=impossible)]
-    c.terms = [WeightedTerm("reverse_kl", torch.zeros(7, dtype=F64), 0), c.terms[1]]
-    loss, gradients, values = run(c)
-    alone = case(kinds=["cross_entropy"], bias=True)
-    alone.terms = c.terms[1:]
-    expected_loss, expected, _ = reference(alone)
-    assert (values.terms[0] == math.inf).all()
-    assert float(loss) == pytest.approx(float(expected_loss), rel=1e-11)
-    assert all(relative(g, expected[name]) < 1e-11 for name, g in gradients.items())
-
-
-def test_all_weights_zero_give_zero_loss_and_zero_gradients():
-    c = case(bias=True)
-    c.terms = [WeightedTerm(t.kind, torch.zeros(7), t.teacher) for t in c.terms]
-    loss, gradients, _ = run(c)
-    assert float(loss) == 0 and all((g == 0).all() for g in gradients.values())
-
-
-def test_no_tokens_give_zero_loss_with_a_graph_and_zero_gradients():
-    c = case(0, bias=True)
-    loss, gradients, values = run(c)
-    assert float(loss) == 0 and values.terms.shape == (3, 0) and values.agreement.shape == (1, 0)
-    assert gradients["hidden"].shape == (0, HS)
-    assert (gradients["weight"] == 0).all() and (gradients["bias"] == 0).all()
-
-
-# -- precision --------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("tokens", [1, 31])
-@pytest.mark.parametrize("kinds", [["forward_kl"], ["reverse_kl"], ["cross_entropy"], list(TERMS)], ids="-".join)
-@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
-def test_float32_is_within_1e5_of_float64(tokens, kinds, device):
-    c = case(tokens, kinds=kinds, bias=True, softcap=5.0, tau_student=2.0, chunk=8).to(torch.float32, device)
-    assert_is_the_reference(c, tolerance=1e-5)
-
-
-def near_teacher(dtype: torch.dtype, kind: str, device: str = "cpu") -> Case:
-    """A student near its teacher, in low precision throughout, with the weights of 4096 tokens of a step."""
-    tokens, width, rows = 64, 64, 1024
-    head = Head(3 * randn(rows, width, seed=1) / math.sqrt(width))
-    hidden = randn(tokens, width, seed=2)
-    near = Head(head.weight + 0.01 * randn(rows, width, seed=4))
-    teacher = Signals(hidden + 0.02 * randn(tokens, width, seed=3), near)
-    term = WeightedTerm(kind, torch.full((tokens,), 1 / 4096), 0)
-    targets = torch.zeros(tokens, dtype=torch.int64)
-    return Case(hidden, head, targets, [teacher], [term], vocabulary=rows, chunk=48).to(dtype, device)
-
-
-def dense_gradient_with_rounded_logits(c: Case, dtype: torch.dtype) -> Tensor:
-    """What the student's states would get if the logits were rounded to ``dtype`` and all else were exact."""
-    c = c.to(F64)
-    hidden = c.hidden.requires_grad_()
-    z = dense_logits(hidden, c.head, c.vocabulary)
-    rounded = z + (z.detach().to(dtype).double() - z.detach())
-    logp = dense_logits(c.teachers[0].hidden, c.teachers[0].head, c.vocabulary).to(dtype).double().log_softmax(-1)
-    value = dense_value(c.terms[0].kind, logp, rounded.log_softmax(-1), c.targets)
-    (gradient,) = torch.autograd.grad((c.terms[0].weight.double() * value).sum(), hidden)
-    return gradient
-
-
-@pytest.mark.parametrize("kind", ["forward_kl", "reverse_kl"])
-@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
-def test_bfloat16_states_keep_float32_logits_and_statistics(kind, device):
-    c = near_teacher(torch.bfloat16, kind, device)
-    expected_loss, expected, _ = reference(c)
-    loss, found, values = run(c)
-    assert loss.dtype == values.terms.dtype == torch.float32
-    assert found["hidden"].dtype == found["weight"].dtype == torch.bfloat16
-    assert float(loss) == pytest.approx(float(expected_loss), rel=1e-4)
-    # The rounding of the result alone is 1.7e-3; of the logits it would be twenty times as much and more.
-    assert relative(found["hidden"], expected["hidden"]) < 4e-3
-    assert relative(found["weight"], expected["weight"]) < 4e-3
-    assert relative(dense_gradient_with_rounded_logits(c, torch.bfloat16), expected["hidden"]) > 4e-2
-
-
-@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
-def test_float16_gradients_survive_the_token_count_when_the_loss_is_scaled(device):
-    c = near_teacher(torch.float16, "forward_kl", device)
-    _, expected, _ = reference(c)
-    scale = 2.0**16
-    _, found, _ = run(c, factor=scale)
-    assert found["hidden"].dtype == torch.float16
-    assert relative(found["hidden"].double() / scale, expected["hidden"]) < 2e-3
-    assert relative(found["weight"].double() / scale, expected["weight"]) < 2e-3
-
-
-def test_autocast_on_a_cpu_does_not_lower_the_precision_of_the_loss():
-    c = case(31, bias=True, chunk=8).to(torch.float32)
-    with torch.autocast("cpu", torch.bfloat16):
-        assert_is_the_reference(c, tolerance=1e-5)
-
-
-# -- what it does not compute -----------------------------------------------------------------------------------------
-
-
-class Watch(TorchDispatchMode):
-    """Counts matrix products and keeps the size of the largest tensor made."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.products = self.largest = 0
-
-    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        out = function(*args, **(kwargs or {}))
-        name = function.overloadpacket.__name__
-        self.products += name in ("mm", "addmm", "bmm", "matmul", "linear")
-        made = [x for x in (out if isinstance(out, tuple | list) else [out]) if isinstance(x, Tensor)]
-        self.largest = max([self.largest, *(x.numel() for x in made)])
-        return out
-
-
-@pytest.mark.parametrize("chunk, whole", [(16, False), (63, False), (64, True)])
-def test_no_tensor_of_tokens_times_vocabulary_is_made_unless_a_chunk_is_that_large(chunk, whole):
-    c = case(64, chunk=chunk)
-    with Watch() as watch:
-        run(c)
-    assert (watch.largest >= 64 * V) == whole
-
-
-@pytest.mark.parametrize("kinds", [["forward_kl"], ["forward_kl", "reverse_kl", "cross_entropy"]], ids="-".join)
-@pytest.mark.parametrize("frozen, products", [((), 4), (("weight",), 3), (("hidden",), 3)])
-def test_matrix_products_are_as_many_with_one_term_as_with_three(kinds, frozen, products):
-    """Student's and teacher's logits, the gradient to the states and to the head."""
-    c = case(20, kinds=kinds, chunk=64, frozen=frozen)
-    with Watch() as watch:
-        run(c)
-    assert watch.products == products
-
-
-def test_without_grad_there_is_a_loss_and_no_gradient_is_computed():
-    c = case(20, chunk=64)
-    c.leaves()["weight"].requires_grad_()
-    with torch.no_grad(), Watch() as watch:
-        loss, _ = fused_loss(c.hidden, c.head, request(c))
-    assert watch.products == 2 and not loss.requires_grad
-    assert float(loss) == pytest.approx(float(reference(c)[0]), rel=1e-11)
+def test_values_are_detached_unweighted_and_per_token():
+    light, heavy = case(31, chunk=4), case(31, chunk=4)
+    heavy.terms = [replace(t, weight=100 * t.weight) for t in heavy.terms]
+    (_, _, found), (_, _, expected) = run(light), run(heavy)
+    assert found.terms.shape == (3, 31)
+    for name, value in vars(found).items():
+        assert torch.equal(value, getattr(expected, name)) and not value.requires_grad
 
 
 def test_a_second_derivative_is_refused_rather_than_wrong():
@@ -293,25 +275,74 @@ def test_a_second_derivative_is_refused_rather_than_wrong():
         gradient.sum().backward()
 
 
+@pytest.mark.parametrize("kind", ["forward_kl", "reverse_kl", "total_variation"])
+@pytest.mark.parametrize("dtype", [torch.float32, F64])
+def test_a_student_that_is_its_teacher_has_exactly_no_loss_and_no_gradient(kind, dtype):
+    c = case(31, kinds=[kind], bias=True, softcap=5.0, tau_student=2.0, tau_teacher=2.0, chunk=4).to(dtype)
+    c.teachers = [States(c.hidden.clone(), Head(c.head.weight.clone(), c.head.bias.clone(), 5.0))]
+    loss, gradients, values = run(c)
+    assert float(loss) == 0 and (values.terms == 0).all()
+    assert all((gradient == 0).all() for gradient in gradients.values())
+    assert (values.agreement == 1).all()
+
+
+# -- weights that are measured ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["student_entropy", "teacher_entropy", "teacher_confidence"])
+@pytest.mark.parametrize("signal", ["states", "logits", "topk", "ghost"])
+def test_a_measured_weight_multiplies_and_carries_no_gradient(kind, signal):
+    c = case(31, kinds=["forward_kl", "total_variation"], tau_student=2.0, chunk=4)
+    logits = logits_of(c.teachers[0])
+    sparse = {s: likeliest(logits.logits.log_softmax(-1), 12, s) for s in ("topk", "ghost")}
+    c.teachers = [{"states": c.teachers[0], "logits": logits, **sparse}[signal]]
+    c.terms = [replace(c.terms[0], weighting=measured(kind, floor=0.25, power=2.0)), c.terms[1]]
+    assert_is_the_reference(c)
+
+
+def test_a_measured_weight_of_a_term_without_a_teacher_sees_the_student():
+    c = case(31, kinds=["cross_entropy", "forward_kl"], chunk=4)
+    c.terms = [replace(c.terms[0], weighting=measured("student_entropy")), c.terms[1]]
+    assert_is_the_reference(c)
+
+
 # -- new terms: five lines, no closed form ----------------------------------------------------------------------------
 
 
-def test_a_divergence_without_a_closed_form_works_by_autograd(monkeypatch):
-    monkeypatch.setitem(TERMS, "total_variation", TermKind(total_variation))
-    assert_is_the_reference(case(31, kinds=["total_variation", "forward_kl"], chunk=4, tau_student=2.0, bias=True))
+def triangular(logp, logq):
+    p, q = logp.exp(), logq.exp()
+    return 0.5 * ((p - q).square() / (p + q).clamp(min=1e-30)).sum(-1)
+
+
+@pytest.mark.parametrize("signal", ["states", "logits", "topk", "ghost"])
+def test_a_divergence_without_a_closed_form_works_by_autograd(signal, monkeypatch):
+    monkeypatch.setitem(VALUES, "triangular", triangular)
+    c = case(31, kinds=["triangular", "forward_kl"], chunk=4, tau_student=2.0, bias=True)
+    logits = logits_of(c.teachers[0])
+    sparse = {s: likeliest(logits.logits.log_softmax(-1), 12, s) for s in ("topk", "ghost")}
+    c.teachers = [{"states": c.teachers[0], "logits": logits, **sparse}[signal]]
+    assert_is_the_reference(c)
 
 
 def test_a_loss_against_the_data_without_a_closed_form_works_by_autograd(monkeypatch):
-    monkeypatch.setitem(TERMS, "focal", TermKind(focal, needs_teacher=False, divergence=False))
+    monkeypatch.setitem(VALUES, "focal", focal)
     assert_is_the_reference(case(31, kinds=["focal", "forward_kl"], chunk=4, tau_student=2.0, bias=True))
+
+
+@pytest.mark.parametrize("kind", CLOSED)
+def test_without_its_closed_form_a_term_is_the_same(kind, monkeypatch):
+    monkeypatch.delitem(CLOSED, kind)
+    assert_is_the_reference(case(kinds=[kind], chunk=3, tau_student=2.0))
 
 
 # -- refusals ---------------------------------------------------------------------------------------------------------
 
 
-def with_term(kind: str, weight: Tensor, teacher: int | None):
+def with_term(kind: str, weight=None, teacher: int | None = 0, **knobs):
+    weight = torch.ones(7) if weight is None else weight
+
     def change(c: Case) -> None:
-        c.terms = [WeightedTerm(kind, weight, teacher)]
+        c.terms = [WeightedTerm(kind, weight, teacher, knobs)]
 
     return change
 
@@ -320,28 +351,47 @@ def with_field(name: str, value):
     return lambda c: setattr(c, name, value)
 
 
+def sparse(k: int = 3, **fields) -> Sparse:
+    return Sparse(
+        **{"ids": torch.zeros(7, k, dtype=torch.int64), "logp": torch.zeros(7, k), "reading": "topk"} | fields
+    )
+
+
 @pytest.mark.parametrize(
     "change, message",
     [
-        (with_field("targets", torch.full((7,), V)), rf"target id {V} is outside the shared vocabulary of {V} rows"),
-        (with_field("targets", torch.full((7,), -100)), "target id -100 is outside the shared vocabulary"),
-        (with_field("targets", torch.zeros(6, dtype=torch.int64)), r"7 student tokens, but targets of shape \(6,\)"),
-        (with_field("hidden", torch.zeros(7, 17)), r"student hidden states \(7, 17\) do not fit the head \(123, 16\)"),
+        (with_field("targets", torch.zeros(6, dtype=torch.int64)), "7 student tokens, but targets of shape (6,)"),
+        (with_field("hidden", torch.zeros(7, 17)), "student hidden states (7, 17) do not fit the head (123, 16)"),
         (with_field("teachers", [signals(6, seed=0)]), "7 student tokens, but the teacher answered for 6"),
+        (with_field("teachers", [Logits(torch.zeros(6, V))]), "7 student tokens, but the teacher answered for 6"),
+        (with_field("teachers", [Logits(torch.zeros(7, V - 1))]), "expected [N, V] with at least 123 columns"),
         (
-            with_field("teachers", [Signals(torch.zeros(7, 5), Head(torch.zeros(V, HT)))]),
-            r"teacher hidden states \(7, 5\) do not fit the head \(123, 24\)",
+            with_field("teachers", [States(torch.zeros(7, 5), Head(torch.zeros(V, HT)))]),
+            "teacher hidden states (7, 5) do not fit the head (123, 24)",
         ),
+        (with_field("teachers", [sparse(logp=torch.zeros(7, 4))]), "with ids (7, 3) and log-probabilities (7, 4)"),
+        (with_field("teachers", [sparse(tail=torch.zeros(6))]), "7 student tokens, but a sparse teacher's tail has (6"),
         (with_field("vocabulary", V + 1), "a shared vocabulary of 124 rows, but the smallest head has 123"),
-        (with_term("hinge", torch.ones(7), 0), "no term hinge: one of forward_kl, reverse_kl, cross_entropy"),
-        (with_term("forward_kl", torch.ones(7), None), "forward_kl needs a teacher"),
-        (with_term("cross_entropy", torch.ones(7), 0), "cross_entropy takes no teacher"),
-        (with_term("forward_kl", torch.ones(7), 1), "forward_kl looks at teacher 1, but there are 1 teachers"),
-        (with_term("forward_kl", torch.ones(7, 1), 0), r"forward_kl has weights of shape \(7, 1\)"),
+        (with_field("tau_student", 0.0), "the student temperature 0.0 is not a number above 0"),
+        (with_field("tau_teacher", float("nan")), "the teacher temperature nan is not a number above 0"),
+        (with_field("tau_teacher", torch.ones(6)), "7 student tokens, but teacher temperatures of shape (6,)"),
+        (with_term("hinge"), "no term hinge: one of forward_kl, reverse_kl, jsd"),
+        (with_term("forward_kl", teacher=None), "forward_kl needs a teacher"),
+        (with_term("nkd", teacher=None), "nkd needs a teacher"),
+        (with_term("cross_entropy"), "cross_entropy takes no teacher"),
+        (with_term("forward_kl", teacher=1), "forward_kl looks at teacher 1, but there are 1 teachers"),
+        (with_term("forward_kl", torch.ones(7, 1)), "forward_kl has weights of shape (7, 1)"),
+        (with_term("jsd", beta=1.0), "jsd.beta: 1 is outside (0, 1)"),
+        (with_term("jsd", alpha=0.5), "jsd.alpha: is not a knob of jsd: it takes beta"),
+        (with_term("taid"), "taid.t: is missing: taid needs a number in [0, 1]"),
     ],
-)
+)  # fmt: skip
 def test_what_does_not_fit_is_refused_by_name(change, message):
     c = case()
     change(c)
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(ValueError, match=re.escape(message)):
         fused_loss(c.hidden, c.head, request(c))
+
+
+def test_the_defaults_of_these_tests_name_every_term_that_needs_knobs():
+    assert set(VALUES) == set(ALL) and set(DEFAULTS) <= set(ALL)

@@ -1,0 +1,1 @@
+"""What ``llmkd verify`` holds the losses against, on the user's own machine."""
