@@ -165,6 +165,18 @@ def test_a_row_that_was_refused_has_its_error_and_no_time(tmp_path, capsys):
     assert "gemm4, jsd, 64,500,16,24: refused: relative error above 1e-12: " in capsys.readouterr().out
 
 
+def test_a_process_that_dies_between_two_rounds_is_a_row_that_says_so(tmp_path):
+    options = bench.parse(["--impl", "gemm4"])
+    with bench.Worker("gemm4", Case(TINY, "jsd"), tmp_path, options) as worker:
+        assert worker.answer() and worker.round()
+        worker.process.kill()
+        worker.process.wait()
+        assert not worker.round()
+        row = worker.row()
+    assert row["status"] == "failed" and row["message"].startswith("killed by signal 9")
+    assert len(row["rounds"]) == 1 and "seconds" not in row
+
+
 def test_a_package_that_is_missing_is_a_row_that_says_so(monkeypatch, tmp_path):
     monkeypatch.setattr(bench, "find_spec", lambda name: None)
     document = run(tmp_path, "--impl", "liger,trl_dense", "--no-flat")

@@ -14,7 +14,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -59,7 +59,8 @@ class Worker:
 
     def __exit__(self, *_: object) -> None:
         self.process.kill()
-        self.process.communicate()
+        with suppress(BrokenPipeError):  # what it was not there to read
+            self.process.communicate()
 
     def answer(self) -> bool:
         """Wait for the next answer; False if there will be no more after it."""
@@ -70,14 +71,17 @@ class Worker:
             return self.answers[-1].get("status", "ok") == "ok"
         code = self.process.wait()
         text = self.errors.read_text(errors="replace").strip().splitlines()
-        message = f"killed by signal {-code}" if code < 0 else f"exit code {code}: {text[-1] if text else ''}"
-        self.answers.append({"status": "out of memory" if code == -9 else "failed", "message": message})
+        message = f"exit code {code}: {text[-1] if text else ''}"
+        if code < 0:
+            message = f"killed by signal {-code}" + (": the machine's memory may be too small" if code == -9 else "")
+        self.answers.append({"status": "failed", "message": message})
         return False
 
     def round(self) -> bool:
         assert self.process.stdin is not None
-        self.process.stdin.write("round\n")
-        self.process.stdin.flush()
+        with suppress(BrokenPipeError):  # it died while others had their round: there is no answer, and that is a row
+            self.process.stdin.write("round\n")
+            self.process.stdin.flush()
         return self.answer()
 
     def row(self, kind: str = "timing") -> Row:

@@ -7,7 +7,7 @@ side, padded, packed or one by one.  What is expected is added up token by token
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -70,56 +70,50 @@ class Trial:
     def __init__(self, setting: Setting, kind: str) -> None:
         self.setting, self.kind = setting, kind
 
-    def is_by_hand(self, rows: int, normalize: str, seed: int, mask: Mapping[str, Any] | None = None) -> list[Finding]:
-        step = Step.drawn(self.setting, rows, seed, bool(mask and mask.get("shared")))
-        terms = [self._term(normalize, mask)]
+    def is_by_hand(self, **case: Any) -> list[Finding]:
+        step, terms = self._drawn(**case)
         return self._compared(run(terms, step, side_by_side(step)), by_hand(terms, step))
 
-    def beside(self, rows: int, normalize: str, seed: int, mask: Mapping[str, Any] | None = None) -> list[Finding]:
-        step = Step.drawn(self.setting, rows, seed, bool(mask and mask.get("shared")))
-        other = Term("other", "cross_entropy", weight=0.3, positions=(1, None), normalize="kept")
-        terms = [self._term(normalize, mask), other]
+    def beside(self, **case: Any) -> list[Finding]:
+        step, terms = self._drawn(**case)
+        terms.append(Term("other", "cross_entropy", weight=0.3, positions=(1, None), normalize="kept"))
         return self._compared(run(terms, step, side_by_side(step)), by_hand(terms, step))
 
-    def split(self, rows: int, normalize: str, seed: int, mask: Mapping[str, Any] | None = None) -> list[Finding]:
+    def split(self, **case: Any) -> list[Finding]:
         """One by one, and the first beside all others: with the counts of the whole."""
-        step = Step.drawn(self.setting, rows, seed, bool(mask and mask.get("shared")))
-        terms = [self._term(normalize, mask)]
-        whole = run(terms, step, side_by_side(step))
+        step, terms = self._drawn(**case)
+        whole, rows = run(terms, step, side_by_side(step)), len(step.counted)
         found = []
         for sizes in ([1] * rows, [1, rows - 1]):
             parts = [side_by_side(step, part) for part in torch.arange(rows).split(sizes)]
             counts = torch.stack([step.objective(terms).counts(part.batch) for part in parts]).sum(0)
             runs = [run(terms, step, part, counts) for part in parts]
-            found += self._compared(_summed(runs), replace(whole, values=whole.values))
+            found += self._compared(_summed(runs), whole)
         return found
 
-    def padded(self, rows: int, normalize: str, seed: int, mask: Mapping[str, Any] | None = None) -> list[Finding]:
+    def padded(self, **case: Any) -> list[Finding]:
         """To the right, by more than the longest row; and by a row that holds nothing else."""
-        step = Step.drawn(self.setting, rows, seed, bool(mask and mask.get("shared")))
-        terms = [self._term(normalize, mask)]
+        step, terms = self._drawn(**case)
         tight = run(terms, step, side_by_side(step))
         return self._compared(run(terms, step, side_by_side(step, extra=(5, 2))), tight)
 
-    def packed(self, rows: int, normalize: str, seed: int, mask: Mapping[str, Any] | None = None) -> list[Finding]:
+    def packed(self, **case: Any) -> list[Finding]:
         """All in one row, apart by their positions, with padding as a segment of its own."""
-        step = Step.drawn(self.setting, rows, seed, bool(mask and mask.get("shared")))
-        terms = [self._term(normalize, mask)]
+        step, terms = self._drawn(**case)
         return self._compared(run(terms, step, in_one_row(step, 3)), run(terms, step, side_by_side(step)))
 
-    def empty(self, rows: int, normalize: str, seed: int) -> list[Finding]:
-        step = Step.drawn(self.setting, rows, seed, False)
+    def empty(self, **case: Any) -> list[Finding]:
+        step, terms = self._drawn(**case)
         layout = side_by_side(step)
         nothing = {**layout.batch, "counted": torch.zeros_like(layout.batch["counted"])}
         none = Layout(nothing, layout.order[:0])
-        found = run([self._term(normalize, None)], step, none)
+        found = run(terms, step, none)
         zeros = [("loss", found.loss), *((f"gradient to {name}", g) for name, g in found.gradients.items())]
         return [same(x, torch.zeros_like(x), 0.0, name) for name, x in zeros]
 
-    def logged(self, rows: int, normalize: str, seed: int, mask: Mapping[str, Any] | None = None) -> list[Finding]:
+    def logged(self, **case: Any) -> list[Finding]:
         """By domain: the sum of the values that the mask keeps, and how many they are."""
-        step = Step.drawn(self.setting, rows, seed, bool(mask and mask.get("shared")))
-        terms = [self._term(normalize, mask)]
+        step, terms = self._drawn(**case)
         found = run(terms, step, side_by_side(step)).values
         values, kept = by_hand(terms, step).values[0], torch.tensor(keeps(terms[0], step))
         domain = torch.tensor([step.domains[r] for r, _ in step.tokens()])
@@ -129,12 +123,14 @@ class Trial:
         ])  # fmt: skip
         return [same(found, expected, self.setting.value_tolerance() * 10, "sum and number of domain")]
 
-    def _term(self, normalize: str, mask: Mapping[str, Any] | None) -> Term:
-        where = {name: value for name, value in (mask or {}).items() if name != "shared"}
+    def _drawn(
+        self, rows: int, normalize: str, seed: int, mask: Mapping[str, Any] | None = None
+    ) -> tuple[Step, list[Term]]:
+        where = dict(mask or {})
+        step = Step.drawn(self.setting, rows, seed, where.pop("shared", False))
         beside = TEACHER if TERMS[self.kind].needs_teacher else None  # type: ignore[index]
-        return Term(
-            "term", self.kind, 0.7, normalize=normalize, teacher=beside, knobs=settings_of(self.kind)[0], **where
-        )
+        knobs = settings_of(self.kind)[0]
+        return step, [Term("term", self.kind, 0.7, normalize=normalize, teacher=beside, knobs=knobs, **where)]
 
     def _compared(self, found: Answer, expected: Answer) -> list[Finding]:
         """The weight of a token, mask / count, is a float32: in float64 too, sums are good to 1e-7."""

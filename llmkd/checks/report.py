@@ -34,17 +34,19 @@ def described(entry: str) -> dict[str, Any]:
     return {"class": "divergence" if row.divergence else "loss", "range": row.range, "readings": readings}
 
 
-def table(results: Sequence[Result]) -> Table:
+def table(results: Sequence[Result], width: int) -> Table:
+    """``range`` is left out where there is no room for it."""
+    columns = ["entry", "class", *(["range"] if width >= 100 else []), *READINGS, "laws"]
     made = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
-    for name in ("entry", "class", "range", *READINGS, "laws"):
+    for name in columns:
         made.add_column(name, justify="right" if name == "laws" else "left", no_wrap=name != "range")
     for entry in entries(results):
         what = described(entry)
         own = [result for result in results if result.entry == entry]
         passed = sum(result.passed for result in own)
         style = "green" if passed == len(own) else "bold red"
-        made.add_row(entry, what["class"], escape(what["range"]), *(what["readings"].get(r, "") for r in READINGS),
-                     f"[{style}]{passed}/{len(own)}[/]")  # fmt: skip
+        cells = {"entry": entry, "class": what["class"], "range": escape(what["range"]), **what["readings"]}
+        made.add_row(*(cells.get(name, "") for name in columns[:-1]), f"[{style}]{passed}/{len(own)}[/]")
     return made
 
 

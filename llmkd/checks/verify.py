@@ -7,7 +7,7 @@ import sys
 import time
 from argparse import Namespace
 from collections.abc import Callable, Collection, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -64,9 +64,9 @@ def _main(arguments: Namespace) -> int:
     else:
         setting, results = _of_recipe(arguments, asked, console)
     seconds = time.monotonic() - start
-    console.print(report.table(results))
+    console.print(report.table(results, console.width))
     for text in report.failures(results):
-        console.print(text, markup=False, highlight=False)
+        console.print(text, markup=False, highlight=False, soft_wrap=True)
     console.print(report.verdict(results, setting, seconds), markup=False, highlight=False)
     if arguments.json:
         report.write(Path(arguments.json), report.content(results, setting, seconds, arguments.recipe))
@@ -81,7 +81,9 @@ def _of_recipe(arguments: Namespace, asked: Asked, console: Console) -> tuple[Se
         console.print("loading the recipe, its models and rows", style="dim")
     with opened(arguments.recipe, arguments.overrides, asked.device) as job:
         subject = Subject(job, asked.dtype)
-        setting = replace(subject.setting, seed=asked.seed)
+        # Made-up cases are harder than models: powers below 0 have gradients that float16 cannot hold.
+        dtype = torch.float32 if subject.dtype == torch.float16 else subject.dtype
+        setting = Setting(subject.setting.device, dtype, asked.seed)
         return setting, run([*collect(setting, entries=kinds(job)), *subject.laws()], console)
 
 
@@ -132,6 +134,6 @@ def _shown(laws: Sequence[Law], console: Console | None) -> Iterator[Law]:
     with Progress(*columns, console=console, transient=True) as progress:
         task = progress.add_task("", total=len(laws))
         for law in laws:
-            progress.update(task, description=f"{law.entry}: {law.name}"[:70].ljust(70))
+            progress.update(task, description=f"{law.entry}: {law.name}"[:46].ljust(46))
             yield law
             progress.advance(task)

@@ -93,7 +93,7 @@ FORMULAS = {
                         ("equals its formula", "closed gradient equals finite differences"), ("hellinger",)),
     "wrong closed gradient": (
         formula("reverse_kl", divergences.reverse_kl, reverse_with_the_gradient_of_forward), "reverse_kl",
-        ("closed gradient equals finite differences",), ("forward_kl", "balanced_kl"),
+        ("closed gradient equals finite differences",), ("forward_kl", "adaptive_kl"),
     ),
     "gradient that stops at the mixture": (
         formula("skew_reverse_kl", detached_whatever_is_asked), "skew_reverse_kl",
