@@ -158,7 +158,7 @@ def adaptive_kl(logp: Tensor, logq: Tensor, *, mu: float = 0.5) -> Tensor:
     for Large Language Models, 2024.
     """
     share = head_share(logp, logq.detach(), mu)
-    return weighed(share, forward_kl(logp, logq)) + weighed(1 - share, reverse_kl(logp, logq))
+    return weighed_kl(share, logp, logq) + weighed_kl(1 - share, logq, logp)
 
 
 def head_share(logp: Tensor, logq: Tensor, mu: float) -> Tensor:
@@ -185,13 +185,13 @@ def balanced_kl(logp: Tensor, logq: Tensor, *, low: float = 1.0, high: float = 2
     """
     surer = surer_student(logp, logq.detach())
     forward = torch.where(surer, high, low).to(logq.dtype)
-    reverse = low + high - forward
-    return weighed(forward, forward_kl(logp, logq)) + weighed(reverse, reverse_kl(logp, logq))
+    return weighed_kl(forward, logp, logq) + weighed_kl(low + high - forward, logq, logp)
 
 
-def weighed(weight: Tensor, value: Tensor) -> Tensor:
-    """``weight value``, where a weight of 0 adds nothing, whatever the value."""
-    return weight * torch.where(weight == 0, 0.0, value)
+def weighed_kl(weight: Tensor, logp: Tensor, logq: Tensor) -> Tensor:
+    """``weight KL(p || q)``; where the weight is 0 a distribution is compared with itself: no value and no gradient,
+    even where the divergence is infinite."""
+    return weight * forward_kl(logp, torch.where((weight == 0).unsqueeze(-1), logp, logq))
 
 
 def surer_student(logp: Tensor, logq: Tensor) -> Tensor:
