@@ -188,6 +188,7 @@ def row_formulas(
         "cross_entropy": -logq.gather(-1, targets[:, None])[:, 0],
         "agreement": (logp.argmax(-1) == logq.argmax(-1)).double(),
         "entropy": -(logq.exp() * logq).sum(-1),
+        "teacher_entropy": -(logp.exp() * logp).sum(-1),
     }
 
 

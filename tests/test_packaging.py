@@ -17,7 +17,7 @@ from packaging.utils import canonicalize_name
 import llmkd
 
 ROOT = Path(__file__).resolve().parent.parent
-EXTRAS = {"vllm", "deepspeed", "eval", "ray", "math", "report", "dev"}
+EXTRAS = {"vllm", "deepspeed", "eval", "ray", "math", "report", "bench", "dev"}
 
 
 def setup_cfg() -> configparser.ConfigParser:

@@ -5,7 +5,7 @@ import math
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 from torch.distributions import Categorical, kl_divergence
@@ -187,6 +187,8 @@ def test_a_divergence_is_never_negative_nor_above_its_range(kind, knobs, pairs):
 @given(pairs=logits)
 def test_in_float32_it_is_no_worse_than_its_rounding(kind, knobs, pairs):
     logp, logq = torch.tensor(pairs).t().log_softmax(-1)
+    if kind == "balanced_kl":  # it jumps where the entropies are equal
+        assume(abs(float(expect(logp.exp(), logp) - expect(logq.exp(), logq))) > 1e-4)
     exact = float(VALUES[kind](logp.double().log_softmax(-1), logq.double().log_softmax(-1), **knobs))
     found, largest = float(VALUES[kind](logp, logq, **knobs)), 1e30  # the powers of a larger one may not fit float32
     assert min(found, largest) == pytest.approx(min(exact, largest), rel=1e-3, abs=3e-5)

@@ -44,7 +44,7 @@ def test_a_line_a_log_step_and_one_an_evaluation(run: Path) -> None:
 
 def test_training_line_has_every_term_in_every_domain(run: Path) -> None:
     line = metrics(run)[0]
-    measured = ("kd/value", "ce/value", "agreement", "student_entropy")
+    measured = ("kd/value", "ce/value", "agreement", "student_entropy", "teacher_entropy")
     expected = {f"{name}{domain}" for name in measured for domain in ("", "/prose", "/chats")}
     assert line.keys() == expected | {"step", "seconds", "loss", "grad_norm", "learning_rate", "tokens"}
     assert all(isinstance(value, (int, float)) for value in line.values())
@@ -52,7 +52,7 @@ def test_training_line_has_every_term_in_every_domain(run: Path) -> None:
 
 def test_evaluation_line_has_every_measure_in_every_domain(run: Path) -> None:
     line = next(line for line in metrics(run) if "eval/mean/kl" in line)
-    measures = ("ce", "kl", "bits_per_byte", "agreement", "entropy")
+    measures = ("ce", "kl", "bits_per_byte", "agreement", "entropy", "teacher_entropy")
     assert line.keys() == {f"eval/{d}/{m}" for d in ("prose", "chats", "mean") for m in measures} | {"step", "seconds"}
 
 

@@ -44,6 +44,7 @@ def expected(inputs: Path, tmp_path_factory: pytest.TempPathFactory) -> Measured
             "kl": float(values["forward_kl"].mean()),
             "agreement": float(values["agreement"].mean()),
             "entropy": float(values["entropy"].mean()),
+            "teacher_entropy": float(values["teacher_entropy"].mean()),
             "bits_per_byte": float(values["cross_entropy"].sum()) / math.log(2) / n_bytes[held.domain],
         }
         assert 0.1 < out[held.domain]["agreement"] < 0.9
