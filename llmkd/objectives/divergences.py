@@ -139,9 +139,8 @@ def alpha_beta(logp: Tensor, logq: Tensor, *, alpha: float, beta: float) -> Tens
     both = power_difference(_power(logp, alpha + beta), powers, alpha + beta, step)
     mixed = power_difference(_power(logp, alpha) + _power(logq, beta), powers, alpha, step)
     each = (both - mixed) / beta
-    # Beside an impossible token two infinite parts stand for an infinite sum.
-    impossible = (logp == -math.inf) | (logq == -math.inf)
-    return torch.where(impossible & each.isnan(), math.inf, each).sum(-1)
+    # Beside an impossible token, or one that is nearly so, two infinite parts stand for an infinite sum.
+    return torch.where(each.isnan() & ~step.isnan(), math.inf, each).sum(-1)
 
 
 def _power(log: Tensor, exponent: float) -> Tensor:
