@@ -37,7 +37,8 @@ class Memory:
     """Peak over what was there when this was made: bytes of the process's memory on a CPU, of tensors on a GPU.
 
     On a CPU the kernel's high-water mark is set back before each look.  Where that is not allowed there is one look
-    alone, at the first call, through the highest mark of the process's whole life.
+    alone, at the first call, through the highest mark of the process's whole life.  Pages of files (libraries) are left
+    out: they come and go as the machine needs them.
     """
 
     def __init__(self, device: str) -> None:
@@ -45,7 +46,7 @@ class Memory:
         self.may_reset = not self.cuda and _reset_high_water()
         self.spent = False
         _release(self.cuda)
-        self.base = torch.cuda.memory_allocated() if self.cuda else _resident()
+        self.base = torch.cuda.memory_allocated() if self.cuda else _status("RssAnon")
 
     @property
     def method(self) -> str:
@@ -64,9 +65,10 @@ class Memory:
         if self.cuda:
             return torch.cuda.max_memory_allocated() - self.base
         if self.may_reset:
-            return _status("VmHWM") - self.base
+            return _status("VmHWM") - _status("RssFile") - self.base
         known, self.spent = not self.spent, True
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 - self.base if known else None
+        highest = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+        return highest - _status("RssFile") - self.base if known else None
 
 
 def _release(cuda: bool) -> None:
@@ -78,10 +80,6 @@ def _release(cuda: bool) -> None:
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
     if trim is not None:
         trim(0)
-
-
-def _resident() -> int:
-    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
 def _status(name: str) -> int:
