@@ -13,6 +13,7 @@ from llmkd.checks import oracle
 from llmkd.checks.law import F64, Case, Finding, Law, Setting, at_most, is_so, near, normals, same
 from llmkd.checks.oracle import Point, finite_differences, settings_of
 from llmkd.objectives.closed import CLOSED
+from llmkd.objectives.distribution import distribution
 from llmkd.objectives.divergences import VALUES
 from llmkd.terms import TERMS, settled
 
@@ -250,8 +251,8 @@ class Trial:
         return found
 
     def _closed(self, y: Tensor, x: Tensor, knobs: Mapping[str, Any], dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-        logp, logq = y.log_softmax(-1).to(dtype), x.log_softmax(-1).to(dtype)
-        return CLOSED[self.kind](logp, logq, logp.exp(), logq.exp(), **knobs)
+        teacher, student = (distribution(z.log_softmax(-1).to(dtype)) for z in (y, x))
+        return CLOSED[self.kind](teacher, student, **knobs)
 
     def _differences(self, y: Tensor, x: Tensor, target: Tensor, knobs: Mapping[str, Any]) -> Tensor:
         """The gradient, by finite differences of the independent formula."""

@@ -20,6 +20,7 @@ from torch.linalg import vecdot
 
 from llmkd.objectives import rows
 from llmkd.objectives.closed import CLOSED
+from llmkd.objectives.distribution import Distribution
 from llmkd.objectives.request import Request, Values
 from llmkd.objectives.rows import Rows
 from llmkd.objectives.sparse import SparseRows
@@ -106,37 +107,37 @@ def _function(terms: tuple[tuple[str, tuple[tuple[str, Any], ...]], ...]) -> Cal
     named = [(kind, {k: dict(v) if k == "of" else v for k, v in knobs}) for kind, knobs in terms]
 
     def block(z, y, target, weights, tau_student, tau_teacher, softcap, scale):  # type: ignore[no-untyped-def]
-        log, prob, entropy, top, _ = _softmax(z)
-        warm = (log, prob) if tau_student is None else _softmax(z / tau_student.unsqueeze(-1))[:2]
-        theirs = logp = p = None
+        raw = _distribution(z)
+        student = raw if tau_student is None else _distribution(z / tau_student.unsqueeze(-1))
+        theirs = teacher = None
         if y is not None:
-            logp, p, their_entropy, their_top, normalizer = _softmax(y)
-            theirs = (their_entropy, (top == their_top).to(z.dtype), normalizer)
+            teacher = _distribution(y)
+            theirs = (teacher.entropy, (raw.top == teacher.top).to(z.dtype), teacher.normalizer)
             if tau_teacher is not None:
-                logp, p, *_ = _softmax(y / tau_teacher.unsqueeze(-1))
+                teacher = _distribution(y / tau_teacher.unsqueeze(-1))
         values, dz = [], torch.zeros_like(z)
         hit = torch.arange(z.shape[1]) == target.unsqueeze(-1)
         for k, (kind, knobs) in enumerate(named):
             weight = weights[k].unsqueeze(-1)
             if kind == "cross_entropy":
-                values.append(-torch.where(hit, log, 0.0).sum(-1))
-                dz = dz + weight * (prob - hit.to(z.dtype))
+                values.append(raw.normalizer - torch.where(hit, z, 0.0).sum(-1))
+                dz = dz + weight * (raw.prob - hit.to(z.dtype))
                 continue
-            value, gradient = CLOSED[kind](logp, warm[0], p, warm[1], **knobs)
+            value, gradient = CLOSED[kind](teacher, student, **knobs)
             values.append(value)
             dz = dz + (weight if tau_student is None else weight / tau_student.unsqueeze(-1)) * gradient
         if softcap is not None:
             dz = dz * (1 - (z / softcap).square())
-        return torch.stack(values), entropy, theirs, dz * scale
+        return torch.stack(values), raw.entropy, theirs, dz * scale
 
     # Torch counts recompilations for each code object: one of its own.
     block.__code__ = block.__code__.replace(co_name="block")
     return torch.compile(block, fullgraph=True, dynamic=False)
 
 
-def _softmax(z: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+def _distribution(z: Tensor) -> Distribution:
     top = z.amax(-1, keepdim=True)
     normalizer = top + (z - top).exp().sum(-1, keepdim=True).log()
-    log = z - normalizer
-    prob = log.exp()
-    return log, prob, -vecdot(prob, log), z.argmax(-1), normalizer.squeeze(-1)
+    prob = (z - normalizer).exp()
+    normalizer = normalizer.squeeze(-1)
+    return Distribution(z, prob, normalizer, z.argmax(-1), normalizer - vecdot(prob, z))

@@ -12,15 +12,28 @@ from llmkd.objectives.divergences import expect
 
 
 @dataclass(frozen=True)
-class Distribution:
-    """log, prob ``[n, V]``; top ``[n]`` the likeliest token; entropy ``[n]`` in nats; normalizer ``[n]``: log-sum-exp
-    of the logits."""
+class Softmax:
+    """logits, prob ``[n, V]``; normalizer ``[n]``: log-sum-exp of the logits.
 
-    log: Tensor
+    Log-probabilities are written down only where a form needs them: most take the difference of two models' logits,
+    and correct one number a row.
+    """
+
+    logits: Tensor
     prob: Tensor
+    normalizer: Tensor
+
+    @property
+    def log(self) -> Tensor:
+        return self.logits - self.normalizer.unsqueeze(-1)
+
+
+@dataclass(frozen=True)
+class Distribution(Softmax):
+    """top ``[n]`` the likeliest token; entropy ``[n]`` in nats."""
+
     top: Tensor
     entropy: Tensor
-    normalizer: Tensor
 
     @property
     def top_probability(self) -> Tensor:
@@ -59,10 +72,9 @@ def distribution(z: Tensor, careful: bool = True) -> Distribution:
     top = argmax(z)
     at = top.unsqueeze(-1)
     prob = z.softmax(-1)
-    normalizer = z.gather(-1, at) - prob.gather(-1, at).log()
-    log = z - normalizer
-    entropy = expect(prob, log) if careful else vecdot(prob, log)
-    return Distribution(log, prob, top, entropy.neg_(), normalizer.squeeze(-1))
+    normalizer = (z.gather(-1, at) - prob.gather(-1, at).log()).squeeze(-1)
+    entropy = normalizer - (expect(prob, z) if careful else vecdot(prob, z))
+    return Distribution(z, prob, normalizer, top, entropy)
 
 
 def argmax(z: Tensor) -> Tensor:

@@ -18,6 +18,7 @@ from torch.autograd.function import once_differentiable
 
 from llmkd.objectives import compiled, kernels, rows
 from llmkd.objectives.faults import Faults, TokenFault
+from llmkd.objectives.memory import room
 from llmkd.objectives.refusals import check, flag_targets, flag_teacher, flag_temperatures, flag_values
 from llmkd.objectives.request import Request, Values, WeightedTerm, select
 from llmkd.objectives.rows import Rows
@@ -115,7 +116,9 @@ def _run(hidden, head, request, compute, values, faults, needs_hidden, needs_hea
     # Unscaled float16 gradients would vanish: they are kept in float32 until the loss scale has come.
     kept = torch.float32 if hidden.dtype == torch.float16 else hidden.dtype
     grad_hidden = torch.zeros_like(hidden, dtype=kept) if needs_hidden else None
-    grad_weight = head.weight.new_zeros(head.weight.shape, dtype=statistics) if needs_head else None
+    grad_weight = None
+    if needs_head:
+        grad_weight = room(*head.weight.shape, dtype=statistics, device=hidden.device).zero_()
     grad_bias = None if head.bias is None or not needs_head else torch.zeros_like(head.bias, dtype=statistics)
     loss = hidden.new_zeros((), dtype=statistics)
     space = _Space.of(tokens, hidden, compute, statistics, request)
@@ -161,11 +164,11 @@ class _Space:
         if request.chunk is None:
             chunk = min(chunk, CPU_CHUNK) if device.type == "cpu" else _whole_waves(chunk, device)
         chunk = max(1, min(chunk, tokens))
-        logits = [torch.empty(chunk if m else 0, vocabulary, dtype=statistics, device=device) for m in made]
+        logits = [room(chunk if m else 0, vocabulary, dtype=statistics, device=device) for m in made]
         if compute == statistics:
             return cls(chunk, chunk, logits, None)
         group = min(max(1, PRODUCT_ROWS // chunk), -(-tokens // chunk)) * chunk
-        return cls(chunk, group, logits, torch.empty(group, vocabulary, dtype=compute, device=device))
+        return cls(chunk, group, logits, room(group, vocabulary, dtype=compute, device=device))
 
     def gradient(self, start: int, stop: int) -> Tensor | None:
         """Where the gradient of some rows of a group goes, if it is not left where their logits were."""

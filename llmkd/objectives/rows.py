@@ -20,7 +20,7 @@ from torch import Tensor
 from llmkd.objectives import sparse
 from llmkd.objectives.closed import CLOSED
 from llmkd.objectives.distribution import Distribution, View, distribution, view_of
-from llmkd.objectives.divergences import VALUES, cross_entropy
+from llmkd.objectives.divergences import VALUES
 from llmkd.objectives.request import Request, Values, WeightedTerm
 from llmkd.objectives.sparse import SparseRows
 from llmkd.objectives.weighting import Statistics
@@ -174,7 +174,7 @@ def _term(term: WeightedTerm, block: Block) -> tuple[Tensor, Tensor | None]:
     """Value ``[n]`` and gradient ``[n, V]`` to the logits as the term sees them; None for that of cross-entropy, which
     is not written down before it is needed."""
     if term.kind == "cross_entropy":
-        return cross_entropy(block.raw.log, block.targets), None
+        return block.raw.normalizer - block.raw.logits.gather(-1, block.targets.unsqueeze(-1)).squeeze(-1), None
     if term.teacher is None:
         return _by_autograd(VALUES[term.kind], (), block.raw, (block.targets,), term)
     _, theirs = block.taught[term.teacher]
@@ -187,7 +187,7 @@ def _term(term: WeightedTerm, block: Block) -> tuple[Tensor, Tensor | None]:
     p = theirs.dist
     closed = None if block.careful else CLOSED.get(term.kind)
     if closed is not None:
-        return closed(p.log, q.log, p.prob, q.prob, **term.knobs)
+        return closed(p, q, **term.knobs)
     return _by_autograd(VALUES[term.kind], (p.log,), q, (block.targets,) if term.kind == "nkd" else (), term)
 
 
@@ -205,14 +205,14 @@ def _by_autograd(
 
 def _weight(term: WeightedTerm, block: Block, at: slice) -> Tensor:
     """Final weight ``[n]``."""
-    weight = term.weight[at].to(block.raw.log.dtype)
+    weight = term.weight[at].to(block.raw.prob.dtype)
     if term.weighting is None:
         return weight
-    found = Statistics(block.raw.entropy, block.raw.log.shape[-1])
+    found = Statistics(block.raw.entropy, block.raw.prob.shape[-1])
     if term.teacher is not None:
         raw, _ = block.taught[term.teacher]
         entropy = raw.entropy() if isinstance(raw, SparseRows) else raw.entropy
-        found = Statistics(block.raw.entropy, block.raw.log.shape[-1], entropy, raw.top_probability)
+        found = Statistics(block.raw.entropy, block.raw.prob.shape[-1], entropy, raw.top_probability)
     return weight * term.weighting(found)
 
 

@@ -79,18 +79,18 @@ def without_the_derivative_of_standardising(patch: pytest.MonkeyPatch) -> None:
 def softmax_over_tokens(patch: pytest.MonkeyPatch) -> None:
     def wrong(z, *careful):
         return distribution.distribution(z.t().contiguous(), *careful).__class__(
-            z.log_softmax(0), z.softmax(0), z.argmax(-1), z.logsumexp(-1), z.logsumexp(-1)
+            z.log_softmax(0), z.softmax(0), 0 * z.sum(-1), z.argmax(-1), z.logsumexp(-1)
         )
 
     patch.setattr(rows, "distribution", wrong)
 
 
-def without_entropy(logp, logq, p, q):
-    return -(p * logq).sum(-1), q - p
+def without_entropy(teacher, student):
+    return -(teacher.prob * student.log).sum(-1), student.prob - teacher.prob
 
 
-def reverse_with_the_gradient_of_forward(logp, logq, p, q):
-    return closed.reverse_kl(logp, logq, p, q)[0], q - p
+def reverse_with_the_gradient_of_forward(teacher, student):
+    return closed.reverse_kl(teacher, student)[0], student.prob - teacher.prob
 
 
 def closed_form(name: str, wrong: Callable[..., Any]):

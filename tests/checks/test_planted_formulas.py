@@ -29,8 +29,8 @@ def without_entropy(logp, logq):
     return -divergences.expect(logp.exp(), logq)
 
 
-def without_entropy_closed(logp, logq, p, q):
-    return -vecdot(p, logq), q - p
+def without_entropy_closed(teacher, student):
+    return -vecdot(teacher.prob, student.log), student.prob - teacher.prob
 
 
 def half(name: str):
@@ -46,12 +46,12 @@ def over_tokens(logp, logq):
     return 0.5 * (logp.exp() - logq.exp()).abs().sum(0)
 
 
-def over_tokens_closed(logp, logq, p, q):
-    return 0.5 * (p - q).abs().sum(0), closed.total_variation(logp, logq, p, q)[1]
+def over_tokens_closed(teacher, student):
+    return 0.5 * (teacher.prob - student.prob).abs().sum(0), closed.total_variation(teacher, student)[1]
 
 
-def reverse_with_the_gradient_of_forward(logp, logq, p, q):
-    return closed.reverse_kl(logp, logq, p, q)[0], q - p
+def reverse_with_the_gradient_of_forward(teacher, student):
+    return closed.reverse_kl(teacher, student)[0], student.prob - teacher.prob
 
 
 def detached_whatever_is_asked(logp, logq, *, alpha=0.1, detach_mixture=False):

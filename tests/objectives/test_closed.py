@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from llmkd.objectives.closed import CLOSED
+from llmkd.objectives.distribution import Softmax
 from llmkd.objectives.divergences import VALUES
 from llmkd.terms import TERMS
 
@@ -26,7 +27,12 @@ def log_probs(*shape: int, seed: int = 0, spread: float = 3.0) -> Tensor:
 
 
 def closed(kind: str, knobs: dict, logp: Tensor, logq: Tensor) -> tuple[Tensor, Tensor]:
-    return CLOSED[kind](logp, logq, logp.exp(), logq.exp(), **knobs)
+    return CLOSED[kind](softmax(logp), softmax(logq), **knobs)
+
+
+def softmax(log: Tensor) -> Softmax:
+    """Of log-probabilities: their own logits."""
+    return Softmax(log, log.exp(), torch.zeros_like(log[..., 0]))
 
 
 def by_autograd(kind: str, knobs: dict, logp: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
@@ -87,10 +93,10 @@ def test_a_shift_of_all_logits_changes_nothing_so_gradients_sum_to_zero(kind, kn
 
 @every_form
 def test_what_it_is_given_is_left_as_it_was(kind, knobs):
-    given = [log_probs(5, 8), log_probs(5, 8, seed=1)]
-    given += [x.exp() for x in given]
+    sides = [softmax(log_probs(5, 8)), softmax(log_probs(5, 8, seed=1))]
+    given = [x for side in sides for x in (side.logits, side.prob, side.normalizer)]
     before = [x.clone() for x in given]
-    CLOSED[kind](*given, **knobs)
+    CLOSED[kind](*sides, **knobs)
     assert all(torch.equal(x, y) for x, y in zip(given, before, strict=True))
 
 
