@@ -24,20 +24,20 @@ Closed = tuple[Tensor, Tensor]
 
 def forward_kl(teacher: Softmax, student: Softmax) -> Closed:
     p, q = teacher.prob, student.prob
-    return vecdot(p, teacher.logits - student.logits) + _shift(teacher, student), q - p
+    return vecdot(p, _gap(teacher, student)), q - p
 
 
 def reverse_kl(teacher: Softmax, student: Softmax) -> Closed:
-    ratio = student.logits - teacher.logits
-    mean = vecdot(student.prob, ratio)
-    return mean + _shift(student, teacher), ratio.sub_(mean.unsqueeze(-1)).mul_(student.prob)
+    ratio = _gap(student, teacher)
+    value = vecdot(student.prob, ratio)
+    return value, ratio.sub_(value.unsqueeze(-1)).mul_(student.prob)
 
 
 def jsd(teacher: Softmax, student: Softmax, *, beta: float = 0.5) -> Closed:
     """g = -(1 - beta) q log(m / q)."""
     p, q = teacher.prob, student.prob
     above = _excess(p, q, beta).log1p_()
-    towards_p = vecdot(p, (teacher.logits - student.logits).sub_(above)) + _shift(teacher, student)
+    towards_p = vecdot(p, _gap(teacher, student).sub_(above))
     mean = vecdot(q, above)
     return beta * towards_p - (1 - beta) * mean, _centred(above, q, mean, beta - 1)
 
@@ -48,7 +48,7 @@ def skew_forward_kl(teacher: Softmax, student: Softmax, *, alpha: float = 0.1) -
         return forward_kl(teacher, student)
     p, q = teacher.prob, student.prob
     excess = _excess(p, q, alpha)
-    value = vecdot(p, (teacher.logits - student.logits).sub_(excess.log1p())) + _shift(teacher, student)
+    value = vecdot(p, _gap(teacher, student).sub_(excess.log1p()))
     g = torch.addcdiv(q.new_zeros(()), p, excess.add_(1), value=alpha - 1)
     return value, g.addcmul_(q, g.sum(-1, keepdim=True), value=-1)
 
@@ -136,9 +136,13 @@ def mixture(teacher: Softmax, student: Softmax, *, of: Mapping[str, float]) -> C
     return value, dz
 
 
-def _shift(one: Softmax, other: Softmax) -> Tensor:
-    """What the mean difference of log-probabilities has beyond that of the logits, if the weights sum to 1."""
-    return other.normalizer - one.normalizer
+def _gap(one: Softmax, other: Softmax) -> Tensor:
+    """Difference of the log-probabilities, in two passes instead of three.
+
+    The normalizers are taken off before a mean is: afterwards a small divergence would be what is left of two large
+    numbers.
+    """
+    return (one.logits - other.logits).sub_((one.normalizer - other.normalizer).unsqueeze(-1))
 
 
 def _excess(p: Tensor, q: Tensor, share: float) -> Tensor:
@@ -146,10 +150,9 @@ def _excess(p: Tensor, q: Tensor, share: float) -> Tensor:
     return torch.addcdiv(q.new_zeros(()), p - q, q, value=share)
 
 
-def _centred(values: Tensor, q: Tensor, mean: Tensor, factor: float = 1.0) -> Tensor:
+def _centred(values: Tensor, q: Tensor, mean: Tensor, factor: float) -> Tensor:
     """``factor q (values - mean)``; the values are overwritten."""
-    values.sub_(mean.unsqueeze(-1))
-    return values.mul_(q) if factor == 1 else torch.addcmul(q.new_zeros(()), values, q, value=factor)
+    return torch.addcmul(q.new_zeros(()), values.sub_(mean.unsqueeze(-1)), q, value=factor)
 
 
 CLOSED: dict[str, Callable[..., Closed]] = {

@@ -15,8 +15,7 @@ from llmkd.objectives.divergences import expect
 class Softmax:
     """logits, prob ``[n, V]``; normalizer ``[n]``: log-sum-exp of the logits.
 
-    Log-probabilities are written down only where a form needs them: most take the difference of two models' logits,
-    and correct one number a row.
+    Log-probabilities are written down only where a form needs them: most take the difference of two models' logits.
     """
 
     logits: Tensor
@@ -26,6 +25,10 @@ class Softmax:
     @property
     def log(self) -> Tensor:
         return self.logits - self.normalizer.unsqueeze(-1)
+
+    def log_of(self, ids: Tensor) -> Tensor:
+        """Log-probabilities ``[n, k]`` of ``ids [n, k]``."""
+        return self.logits.gather(-1, ids) - self.normalizer.unsqueeze(-1)
 
 
 @dataclass(frozen=True)

@@ -174,7 +174,7 @@ def _term(term: WeightedTerm, block: Block) -> tuple[Tensor, Tensor | None]:
     """Value ``[n]`` and gradient ``[n, V]`` to the logits as the term sees them; None for that of cross-entropy, which
     is not written down before it is needed."""
     if term.kind == "cross_entropy":
-        return block.raw.normalizer - block.raw.logits.gather(-1, block.targets.unsqueeze(-1)).squeeze(-1), None
+        return -block.raw.log_of(block.targets.unsqueeze(-1)).squeeze(-1), None
     if term.teacher is None:
         return _by_autograd(VALUES[term.kind], (), block.raw, (block.targets,), term)
     _, theirs = block.taught[term.teacher]

@@ -80,7 +80,7 @@ def value_and_gradient(
 ) -> tuple[Tensor, Tensor]:
     """Value ``[n]`` of a term and its gradient ``[n, V]`` to the student's logits."""
     known, q_known = teacher.known, student.prob.gather(-1, teacher.ids)
-    leaf = torch.where(known, student.logits.gather(-1, teacher.ids) - student.normalizer.unsqueeze(-1), -math.inf)
+    leaf = torch.where(known, student.log_of(teacher.ids), -math.inf)
     rest = None
     if teacher.tail is not None:
         rest = student.prob.scatter(-1, teacher.ids, 0.0).sum(-1, keepdim=True)
