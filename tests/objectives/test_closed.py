@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from llmkd.objectives.closed import CLOSED
-from llmkd.objectives.distribution import Softmax
+from llmkd.objectives.distribution import Softmax, distribution
 from llmkd.objectives.divergences import VALUES
 from llmkd.terms import TERMS
 
@@ -101,6 +101,17 @@ def test_what_it_is_given_is_left_as_it_was(kind, knobs):
 
 
 # -- near and at equality ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind, knobs", [("forward_kl", {}), ("reverse_kl", {}), ("jsd", {"beta": 0.5}),
+                                         ("skew_forward_kl", {"alpha": 0.1})])  # fmt: skip
+def test_in_float32_a_value_keeps_its_digits_where_one_model_has_much_larger_logits(kind, knobs):
+    """Its logits are 64 above the other's, which no probability shows: a mean of their differences would."""
+    z = log_probs(256, 500).float()
+    y = z + log_probs(256, 500, seed=1, spread=1.0).float() + 64
+    value, _ = CLOSED[kind](distribution(y), distribution(z), **knobs)
+    exact = VALUES[kind](y.double().log_softmax(-1), z.double().log_softmax(-1), **knobs)
+    assert float(((value.double() - exact) / exact).abs().max()) < 1.5e-4
 
 
 @every_form
