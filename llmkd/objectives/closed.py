@@ -49,7 +49,8 @@ def skew_forward_kl(teacher: Softmax, student: Softmax, *, alpha: float = 0.1) -
     p, q = teacher.prob, student.prob
     excess = _excess(p, q, alpha)
     value = vecdot(p, _gap(teacher, student).sub_(excess.log1p()))
-    g = torch.addcdiv(q.new_zeros(()), p, excess.add_(1), value=alpha - 1)
+    excess.add_(1)
+    g = torch.addcdiv(q.new_zeros(()), p, excess, value=alpha - 1, out=excess)
     return value, g.addcmul_(q, g.sum(-1, keepdim=True), value=-1)
 
 
@@ -147,12 +148,14 @@ def _gap(one: Softmax, other: Softmax) -> Tensor:
 
 def _excess(p: Tensor, q: Tensor, share: float) -> Tensor:
     """``m / q - 1`` of ``m = share p + (1 - share) q``: exactly 0 where p = q; no number where q has vanished."""
-    return torch.addcdiv(q.new_zeros(()), p - q, q, value=share)
+    gap = p - q
+    return torch.addcdiv(q.new_zeros(()), gap, q, value=share, out=gap)
 
 
 def _centred(values: Tensor, q: Tensor, mean: Tensor, factor: float) -> Tensor:
     """``factor q (values - mean)``; the values are overwritten."""
-    return torch.addcmul(q.new_zeros(()), values.sub_(mean.unsqueeze(-1)), q, value=factor)
+    values.sub_(mean.unsqueeze(-1))
+    return torch.addcmul(q.new_zeros(()), values, q, value=factor, out=values)
 
 
 CLOSED: dict[str, Callable[..., Closed]] = {
