@@ -38,8 +38,8 @@ def jsd(teacher: Softmax, student: Softmax, *, beta: float = 0.5) -> Closed:
     p, q = teacher.prob, student.prob
     above = _excess(p, q, beta).log1p_()
     towards_p = vecdot(p, _gap(teacher, student).sub_(above))
-    mean = vecdot(q, above)
-    return beta * towards_p - (1 - beta) * mean, _centred(above, q, mean, beta - 1)
+    towards_q, dz = _centred(above, q, beta - 1)
+    return beta * towards_p + towards_q, dz
 
 
 def skew_forward_kl(teacher: Softmax, student: Softmax, *, alpha: float = 0.1) -> Closed:
@@ -47,10 +47,10 @@ def skew_forward_kl(teacher: Softmax, student: Softmax, *, alpha: float = 0.1) -
     if alpha == 0:
         return forward_kl(teacher, student)
     p, q = teacher.prob, student.prob
-    excess = _excess(p, q, alpha)
-    value = vecdot(p, _gap(teacher, student).sub_(excess.log1p()))
+    excess = _excess(q, p, 1 - alpha)
+    value = -vecdot(p, excess.log1p())
     excess.add_(1)
-    g = torch.addcdiv(q.new_zeros(()), p, excess, value=alpha - 1, out=excess)
+    g = torch.addcdiv(q.new_zeros(()), q, excess, value=alpha - 1, out=excess)
     return value, g.addcmul_(q, g.sum(-1, keepdim=True), value=-1)
 
 
@@ -61,12 +61,11 @@ def skew_reverse_kl(teacher: Softmax, student: Softmax, *, alpha: float = 0.1, d
     q = student.prob
     excess = _excess(teacher.prob, q, 1 - alpha)
     above = excess.log1p()
-    mean = vecdot(q, above)
-    value = -mean
-    if not detach_mixture:
-        above.add_(excess.add_(1).reciprocal_(), alpha=alpha)
-        mean = vecdot(q, above)
-    return value, _centred(above, q, mean, -1.0)
+    if detach_mixture:
+        return _centred(above, q, -1.0)
+    value = -vecdot(q, above)
+    above.addcdiv_(q.new_tensor(alpha), excess.add_(1))
+    return value, _centred(above, q, -1.0)[1]
 
 
 def total_variation(teacher: Softmax, student: Softmax) -> Closed:
@@ -74,7 +73,8 @@ def total_variation(teacher: Softmax, student: Softmax) -> Closed:
     q = student.prob
     gap = q - teacher.prob
     sign = gap.sign()
-    return 0.5 * vecdot(gap, sign), _centred(sign, q, vecdot(q, sign), 0.5)
+    value = 0.5 * vecdot(gap, sign)
+    return value, _centred(sign, q, 0.5)[1]
 
 
 def hellinger(teacher: Softmax, student: Softmax) -> Closed:
@@ -146,16 +146,18 @@ def _gap(one: Softmax, other: Softmax) -> Tensor:
     return (one.logits - other.logits).sub_((one.normalizer - other.normalizer).unsqueeze(-1))
 
 
-def _excess(p: Tensor, q: Tensor, share: float) -> Tensor:
-    """``m / q - 1`` of ``m = share p + (1 - share) q``: exactly 0 where p = q; no number where q has vanished."""
-    gap = p - q
-    return torch.addcdiv(q.new_zeros(()), gap, q, value=share, out=gap)
+def _excess(other: Tensor, own: Tensor, share: float) -> Tensor:
+    """``m / own - 1`` of ``m = share other + (1 - share) own``: exactly 0 where the two are alike; no number where
+    ``own`` has vanished."""
+    gap = other - own
+    return torch.addcdiv(own.new_zeros(()), gap, own, value=share, out=gap)
 
 
-def _centred(values: Tensor, q: Tensor, mean: Tensor, factor: float) -> Tensor:
-    """``factor q (values - mean)``; the values are overwritten."""
-    values.sub_(mean.unsqueeze(-1))
-    return torch.addcmul(q.new_zeros(()), values, q, value=factor, out=values)
+def _centred(values: Tensor, q: Tensor, factor: float) -> Closed:
+    """``factor`` times the mean of the values under q, and ``factor q (values - mean)``; the values are overwritten."""
+    weighted = torch.addcmul(q.new_zeros(()), values, q, value=factor, out=values)
+    total = weighted.sum(-1, keepdim=True)
+    return total.squeeze(-1), weighted.addcmul_(q, total, value=-1)
 
 
 CLOSED: dict[str, Callable[..., Closed]] = {
