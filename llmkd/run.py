@@ -8,6 +8,7 @@ checkpoint-N/      to resume from
 model/             the final model; adapter/ beside it after LoRA
 summary.json       the result table, tokens, seconds, notes
 README.md          model card
+eval/              what llmkd-eval measured: a file a task
 baseline/          the same of the baseline, where the recipe asks for one
 """
 
@@ -83,7 +84,7 @@ def trace_of_run(folder: Path) -> Path | None:
 
 
 def _check_same(recipe: Recipe, written: Path, source: str) -> None:
-    before, now = flat(yaml.safe_load(written.read_text()) or {}), flat(recipe.to_dict())
+    before, now = flat(yaml.safe_load(written.read_text(encoding="utf-8")) or {}), flat(recipe.to_dict())
     for key in sorted(before.keys() | now.keys()):
         if before.get(key) != now.get(key) and not key.startswith(FREE_TO_CHANGE):
             raise FolderInUse(
@@ -150,4 +151,4 @@ def write_json(path: Path, content: Any) -> None:
 def finished(folder: Path) -> dict[str, Any] | None:
     """The summary of a run that has ended, None otherwise."""
     path = folder / "summary.json"
-    return json.loads(path.read_text()) if path.is_file() else None
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -16,25 +17,40 @@ EVALUATION_SEED = 1000
 
 @torch.no_grad()
 def complete(
-    model: nn.Module, tokenizer: Any, prompts: Sequence[str], max_new_tokens: int, batch: int = 100
-) -> list[str]:
-    """Greedy completions of rendered prompts, without the special tokens.  Prompts are padded on the left."""
+    model: nn.Module, tokenizer: Any, prompts: Sequence[str], max_new_tokens: int, batch: int = 100,
+    seed: int | None = None,
+) -> list[str]:  # fmt: skip
+    """Completions of rendered prompts, without the special tokens: greedy, or with a seed sampled at temperature 1.
+    Prompts are padded on the left."""
     device = next(model.parameters()).device
     was_training = model.training
     model.eval()
+    how: dict[str, Any] = {"do_sample": False}
+    if seed is not None:
+        how = {"do_sample": True, "temperature": 1.0, "top_k": 0, "top_p": 1.0}
     out: list[str] = []
     for start in range(0, len(prompts), batch):
         rows = [tokenizer(p, add_special_tokens=False)["input_ids"] for p in prompts[start : start + batch]]
         width = max(len(r) for r in rows)
         ids = torch.tensor([[tokenizer.pad_token_id] * (width - len(r)) + r for r in rows], device=device)
         mask = torch.tensor([[0] * (width - len(r)) + [1] * len(r) for r in rows], device=device)
-        made = model.generate(
-            input_ids=ids, attention_mask=mask, max_new_tokens=max_new_tokens, do_sample=False,
-            pad_token_id=tokenizer.pad_token_id, eos_token_id=tokenizer.eos_token_id,
-        )  # fmt: skip
+        with _seeded(None if seed is None else seed + start, device):
+            made = model.generate(
+                input_ids=ids, attention_mask=mask, max_new_tokens=max_new_tokens, **how,
+                pad_token_id=tokenizer.pad_token_id, eos_token_id=tokenizer.eos_token_id,
+            )  # fmt: skip
         out += tokenizer.batch_decode(made[:, width:], skip_special_tokens=True)
     model.train(was_training)
     return out
+
+
+@contextmanager
+def _seeded(seed: int | None, device: torch.device) -> Iterator[None]:
+    """Random numbers from a seed, and afterwards as if nothing had been drawn."""
+    with torch.random.fork_rng([device] if device.type == "cuda" else [], enabled=seed is not None):
+        if seed is not None:
+            torch.manual_seed(seed)
+        yield
 
 
 def arithmetic_by_level(
