@@ -1,0 +1,1 @@
+"""Rewards: plain functions of a prompt, a completion and a reference, and the sandbox that runs code for them."""
