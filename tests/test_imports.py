@@ -26,7 +26,10 @@ LEVEL = {part: level for level, parts in enumerate(LEVELS) for part in parts}
 SIBLINGS = LEVELS[1]
 TRL_PARTS = {"trainers", "build", "trl_compat"}
 WITHOUT_TRL = SIBLINGS - TRL_PARTS  # trl_compat brings TRL with it: to the trainers and to what stands above them
-OPTIONAL = {"vllm", "deepspeed", "ray", "lm_eval", "math_verify", "matplotlib", "bitsandbytes"}
+OPTIONAL = {
+    "vllm", "deepspeed", "ray", "lm_eval", "optuna", "sacrebleu", "sklearn", "math_verify", "vl_convert",
+    "bitsandbytes",
+}  # fmt: skip
 OBJECTIVES_MAY = {"torch", "triton"} | set(sys.stdlib_module_names)
 OBJECTIVES_SEE = {"objectives", "types", "terms"}
 

@@ -25,6 +25,9 @@ class OffPolicySettings(SFTConfig):
     ddp_find_unused_parameters: bool | None = field(
         default=False, metadata={"help": "Look for parameters without a gradient at every step, with DDP."}
     )
+    logging_nan_inf_filter: bool = field(
+        default=False, metadata={"help": "Log the last finite loss in place of one that is not."}
+    )
     # What is saved is a model to generate with; our forward passes say themselves that they use no cache.
     use_cache: bool = field(default=True, metadata={"help": "The key-value cache of the final model's config."})
     assistant_only_loss: bool | None = field(

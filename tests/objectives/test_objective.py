@@ -4,6 +4,10 @@ import math
 
 import pytest
 import torch
+
+from llmkd.objectives.objective import Objective, Term, needs_teacher
+from llmkd.types import Head, States
+
 from coins import (
     CE,
     FORWARD,
@@ -20,9 +24,6 @@ from coins import (
     two_rows,
     value,
 )
-
-from llmkd.objectives.objective import Objective, Term, needs_teacher
-from llmkd.types import Head, States
 
 # -- normalisation ----------------------------------------------------------------------------------------------------
 

@@ -5,11 +5,12 @@ from functools import partial
 
 import pytest
 import torch
-from coins import CE, FORWARD, HIT, IDENTITY, MISS, near, objective, students, teacher, two_rows, value
 
 from llmkd.objectives.objective import Term, TokenWeight
 from llmkd.objectives.schedules import Adaptive, linear
 from llmkd.types import Sparse, States
+
+from coins import CE, FORWARD, HIT, IDENTITY, MISS, near, objective, students, teacher, two_rows, value
 
 
 @pytest.mark.parametrize("step, weight", [(0, 1.0), (5, 0.5), (10, 0.0), (11, 0.0)])
