@@ -234,12 +234,9 @@ def test_ctrl_c_while_the_models_are_loaded(
 
     load_teacher = modelling.load_teacher
     data = recipe(inputs, tmp_path / "run", {"train.max_steps": 1})
-    # As in a terminal: what is started in the background of a shell inherits that SIGINT is ignored.
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
     with monkeypatch.context() as patch:
         patch.setattr(modelling, "load_teacher", lambda t: (os.kill(os.getpid(), signal.SIGINT), load_teacher(t))[1])
         assert main_with(data) == 130
-    signal.signal(signal.SIGINT, before)
     error = capsys.readouterr().err
     assert "Traceback" not in error and "stopped" in error
     assert main_with(data) == 0, "nothing of a run is in the way"

@@ -194,8 +194,8 @@ def test_file_is_written_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest
     run.write_json(path, {"a": "é"})
     assert json.loads(path.read_text()) == {"a": "é"}
 
-    def half(self: Path, text: str) -> None:
-        with self.open("w") as file:
+    def half(self: Path, text: str, encoding: str) -> None:
+        with self.open("w", encoding=encoding) as file:
             file.write(text[:3])
         raise OSError("killed here")
 
