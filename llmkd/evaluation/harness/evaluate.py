@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import atexit
 import json
+import os
+import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -57,9 +60,22 @@ def evaluate(options: Options) -> int:
         )
     call = Call(options, found, Store(found.results(options.output_path)), manager, Console(highlight=False))
     todo = [part for want in asked for part in _parts(call, want)]
-    for number, want in enumerate(todo, 1):
-        _one(call, want, f"[{number}/{len(todo)}] {want.name}")
-    return _finish(call)
+    try:
+        for number, want in enumerate(todo, 1):
+            _one(call, want, f"[{number}/{len(todo)}] {want.name}")
+    finally:
+        vllm = benchmark.end_vllm(call.model)
+    code = _finish(call)
+    if vllm:
+        atexit.register(_leave, code)
+    return code
+
+
+def _leave(code: int) -> None:
+    """End without the destructors of C++, in which vLLM's libraries may abort a process that has done its work."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
 
 
 def _asked(options: Options) -> list[Wanted]:
