@@ -4,7 +4,7 @@ so does a person who sees no chart."""
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from html import escape
 from typing import Any
@@ -18,6 +18,19 @@ TEACHER = -2
 HEIGHT = 170
 FEW = 30
 """Points up to which each one is drawn."""
+
+CONFIG = {
+    "background": None, "aria": False, "font": "system-ui, sans-serif", "view": {"stroke": None},
+    "padding": {"left": 2, "right": 8, "top": 6, "bottom": 2},
+    "axis": {
+        "labelColor": "var(--soft)", "titleColor": "var(--soft)", "gridColor": "var(--grid)",
+        "domainColor": "var(--line)", "tickColor": "var(--line)", "labelFontSize": 11, "titleFontSize": 11,
+        "titleFontWeight": 400, "tickSize": 4, "labelOverlap": True, "titlePadding": 4,
+    },
+    "axisX": {"grid": False, "tickCount": 5},
+    "axisY": {"tickCount": 4, "domain": False, "ticks": False, "labelPadding": 6},
+}  # fmt: skip
+"""How every chart looks, on the page and as a picture."""
 
 Value = float | None
 
@@ -35,7 +48,8 @@ class Series:
 @dataclass(frozen=True)
 class Chart:
     """kind: ``lines`` over numbers, or ``intervals``, a row for each x; rules: ``(label, value)`` drawn across;
-    diagonal: the line y = x; log: the x axis; note: a sentence under the chart."""
+    diagonal: the line y = x; log: the x axis; note: a sentence under the chart; part: the heading that it stands under,
+    where its title alone does not tell what it shows."""
 
     title: str
     x: str
@@ -46,6 +60,11 @@ class Chart:
     diagonal: bool = False
     log: bool = False
     note: str = ""
+    part: str = ""
+
+
+Draw = Callable[[Chart], str]
+"""What makes a chart into HTML: ``figure`` with its number of points."""
 
 
 def number(value: Value) -> str:
@@ -90,7 +109,7 @@ def swatch(slot: int) -> str:
 
 def figure(chart: Chart, most: int) -> str:
     """The chart with its key, its plot and its table; nothing where it has no value."""
-    series = [_thin(s, most) for s in chart.series if any(value is not None for _, value in s.points)]
+    series = drawable(chart, most)
     if not series:
         return ""
     full = sum(len(s.points) for s in chart.series)
@@ -108,6 +127,11 @@ def figure(chart: Chart, most: int) -> str:
         f'<span class="hidden"> of {escape(chart.title)}</span></summary><div class="box" tabindex="0" role="region" '
         f'aria-label="Values of {escape(chart.title)}">{_table(chart, series)}</div></details></figure>'
     )
+
+
+def drawable(chart: Chart, most: int) -> list[Series]:
+    """The series that have a value, thinned to ``most`` points."""
+    return [_thin(s, most) for s in chart.series if any(value is not None for _, value in s.points)]
 
 
 def _thin(series: Series, most: int) -> Series:

@@ -17,6 +17,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--watch", action="store_true", help="write it anew whenever something changes, until all runs "
                         "have ended or Ctrl-C")  # fmt: skip
     parser.add_argument("--every", metavar="SECONDS", type=int, default=EVERY, help=f"how often to look ({EVERY})")
+    parser.add_argument("--pictures", metavar="DIR", type=Path, help="also every chart by itself, as an SVG file")
     parser.add_argument("--open", action="store_true", help="show it in a browser")
 
 
@@ -27,6 +28,7 @@ def main(arguments: argparse.Namespace) -> int:
         if arguments.watch:
             return _watch(arguments)
         _write(arguments, 0)
+        _draw(arguments)
     except (ValueError, OSError) as error:
         print(f"error: {_said(error, arguments)}", file=sys.stderr)
         return 2
@@ -44,6 +46,8 @@ def _check(arguments: argparse.Namespace) -> None:
     if arguments.output is None:
         only = len(arguments.runs) == 1 and arguments.runs[0].is_dir()
         arguments.output = (arguments.runs[0] if only else Path()) / "report.html"
+    if arguments.pictures is not None and arguments.pictures.is_file():
+        raise ValueError(f"--pictures: {arguments.pictures} is a file: name a folder")
     if arguments.output.is_dir():
         named = arguments.output / "report.html"
         raise ValueError(f"--output: {arguments.output} is a folder: name a file, such as {named}")
@@ -58,6 +62,18 @@ def _write(arguments: argparse.Namespace, every: int) -> bool:
     arguments.output.parent.mkdir(parents=True, exist_ok=True)
     write_whole(arguments.output, page.text)
     return page.ended
+
+
+def _draw(arguments: argparse.Namespace) -> None:
+    """The charts as files, of which those of the same name are replaced."""
+    if arguments.pictures is None:
+        return
+    from llmkd.evaluation.report.pictures import pictures
+    from llmkd.trainers.checkpoints import write_whole
+
+    arguments.pictures.mkdir(parents=True, exist_ok=True)
+    for name, svg in pictures(arguments.runs):
+        write_whole(arguments.pictures / name, svg)
 
 
 def _watch(arguments: argparse.Namespace) -> int:
@@ -76,6 +92,7 @@ def _watch(arguments: argparse.Namespace) -> int:
     except KeyboardInterrupt:
         print()
         _write(arguments, 0)  # a page that nobody writes any more must not read itself again
+    _draw(arguments)
     arguments.open = False
     _show(arguments)
     return 0
@@ -86,6 +103,8 @@ def _show(arguments: argparse.Namespace) -> None:
 
     show(arguments.runs)
     print(f"page: {arguments.output.resolve()}", flush=True)
+    if arguments.pictures is not None:
+        print(f"pictures: {arguments.pictures.resolve()}", flush=True)
     _open(arguments)
 
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from itertools import pairwise
 
 from llmkd.evaluation.report import markup
-from llmkd.evaluation.report.charts import REFERENCE, Chart, Series, figure
+from llmkd.evaluation.report.charts import REFERENCE, Chart, Draw, Series
 from llmkd.evaluation.report.reading import Run, finite
 
 UNITS = {
@@ -23,18 +23,18 @@ ORDER = ("bits_per_byte", "ce", "kl", "agreement", "entropy")
 NOT_SCHEDULES = ("value", "loss", "reverse_kl")
 
 
-def training(runs: Sequence[Run], most: int) -> str:
+def training(runs: Sequence[Run], draw: Draw) -> str:
     """Loss, the terms, and how the optimizer went."""
     terms = _keys(runs, lambda key: key.count("/") == 1 and key.rsplit("/", 1)[1] in NOT_SCHEDULES)
     first = [key for key in terms if not key.startswith("eval/")]
-    figures = [_over_steps(runs, "loss", "Loss", "nats/token", most)]
-    figures += [_over_steps(runs, key, _term(runs, key), "nats/token", most) for key in first]
+    figures = [_over_steps(runs, "loss", "Loss", "nats/token", draw)]
+    figures += [_over_steps(runs, key, _term(runs, key), "nats/token", draw) for key in first]
     others = ("agreement", "student_entropy", "teacher_entropy", "grad_norm", "learning_rate")
-    figures += [_over_steps(runs, key, _title(key), _unit(key), most) for key in others]
+    figures += [_over_steps(runs, key, _title(key), _unit(key), draw) for key in others]
     return markup.grid(figures)
 
 
-def schedules(runs: Sequence[Run], most: int) -> str:
+def schedules(runs: Sequence[Run], draw: Draw) -> str:
     """Weights and knobs that a schedule moved, as they were logged."""
     terms = {name for run in runs for name in (run.of("objective", "terms") or {})}
 
@@ -43,11 +43,11 @@ def schedules(runs: Sequence[Run], most: int) -> str:
         return head in terms and tail not in NOT_SCHEDULES
 
     return markup.grid([
-        _over_steps(runs, key, "{}: {}".format(*key.rsplit("/", 1)), "", most) for key in _keys(runs, moved)
+        _over_steps(runs, key, "{}: {}".format(*key.rsplit("/", 1)), "", draw) for key in _keys(runs, moved)
     ])  # fmt: skip
 
 
-def held_out(runs: Sequence[Run], most: int) -> str:
+def held_out(runs: Sequence[Run], draw: Draw) -> str:
     """A row of charts for each measure, one for each domain; where nothing was measured on the way, the terms' values
     on the rows that were trained on."""
     keys = _keys(runs, lambda key: key.startswith("eval/") and key.count("/") == 2)
@@ -58,12 +58,12 @@ def held_out(runs: Sequence[Run], most: int) -> str:
     measures.sort(key=lambda m: ORDER.index(m.split("@")[0]) if m.split("@")[0] in ORDER else len(ORDER))
     out = []
     for name in measures:
-        figures = [_panel(runs, domain, name, most) for domain in domains]
+        figures = [_panel(runs, domain, name, draw) for domain in domains]
         out.append(markup.part(_title(name), markup.grid(figures, small=True)))
-    return "".join(out) or _by_domain(runs, most)
+    return "".join(out) or _by_domain(runs, draw)
 
 
-def throughput(runs: Sequence[Run], most: int) -> str:
+def throughput(runs: Sequence[Run], draw: Draw) -> str:
     """Tokens per second between log lines, tokens and time, and memory where it was logged."""
     rates = [Series(run.name, slot, rate(run)) for slot, run in enumerate(runs)]
     clock = [Series(run.name, slot, run.points("seconds")) for slot, run in enumerate(runs)]
@@ -72,10 +72,10 @@ def throughput(runs: Sequence[Run], most: int) -> str:
               note="Between two log lines; evaluation and checkpoints are in the time."),
         Chart("Time", "step", "seconds of training", clock),
     ]  # fmt: skip
-    figures = [figure(chart, most) for chart in charts]
-    figures.append(_over_steps(runs, "tokens", "Tokens", "counted tokens", most))
+    figures = [draw(chart) for chart in charts]
+    figures.append(_over_steps(runs, "tokens", "Tokens", "counted tokens", draw))
     memory = _keys(runs, lambda key: "memory" in key.lower())
-    figures += [_over_steps(runs, key, _title(key), "as logged", most) for key in memory]
+    figures += [_over_steps(runs, key, _title(key), "as logged", draw) for key in memory]
     return markup.grid(figures)
 
 
@@ -90,13 +90,14 @@ def rate(run: Run) -> list[tuple[float, float | None]]:
     return found
 
 
-def _panel(runs: Sequence[Run], domain: str, measure: str, most: int) -> str:
+def _panel(runs: Sequence[Run], domain: str, measure: str, draw: Draw) -> str:
     key = f"eval/{domain}/{measure}"
     series = [Series(run.name, slot, run.points(key)) for slot, run in enumerate(runs)]
     baselines = [run.baseline for run in runs if run.baseline]
     if baselines and baselines[0].points(key):
         series.append(Series("baseline", REFERENCE, baselines[0].points(key)))
-    return figure(Chart(domain, "step", _unit(measure), series, rules=_teachers(runs, domain, measure)), most)
+    rules = _teachers(runs, domain, measure)
+    return draw(Chart(domain, "step", _unit(measure), series, rules=rules, part=_title(measure)))
 
 
 def _teachers(runs: Sequence[Run], domain: str, measure: str) -> list[tuple[str, float]]:
@@ -112,18 +113,18 @@ def _teachers(runs: Sequence[Run], domain: str, measure: str) -> list[tuple[str,
     return list(found.items())
 
 
-def _by_domain(runs: Sequence[Run], most: int) -> str:
+def _by_domain(runs: Sequence[Run], draw: Draw) -> str:
     keys = _keys(runs, lambda key: key.count("/") == 2 and key.split("/")[1] in NOT_SCHEDULES)
-    figures = [_over_steps(runs, key, key.rsplit("/", 1)[1] + ": " + key.split("/")[0], "nats/token", most)
+    figures = [_over_steps(runs, key, key.rsplit("/", 1)[1] + ": " + key.split("/")[0], "nats/token", draw)
                for key in keys]  # fmt: skip
     body = markup.grid(figures)
     return body and markup.paragraph("Nothing was measured on held-out rows on the way (train.eval_strategy): these "
                                      "are the terms on the rows trained on.", "note") + body  # fmt: skip
 
 
-def _over_steps(runs: Sequence[Run], key: str, title: str, unit: str, most: int) -> str:
+def _over_steps(runs: Sequence[Run], key: str, title: str, unit: str, draw: Draw) -> str:
     series = [Series(run.name, slot, run.points(key)) for slot, run in enumerate(runs)]
-    return figure(Chart(title, "step", unit, series), most)
+    return draw(Chart(title, "step", unit, series))
 
 
 def _keys(runs: Sequence[Run], wanted: Callable[[str], bool]) -> list[str]:

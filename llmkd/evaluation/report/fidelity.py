@@ -10,7 +10,7 @@ from itertools import pairwise
 from typing import Any
 
 from llmkd.evaluation.report import markup
-from llmkd.evaluation.report.charts import REFERENCE, Chart, Series, figure
+from llmkd.evaluation.report.charts import REFERENCE, Chart, Draw, Series
 from llmkd.evaluation.report.measured import ARROWS, Found, cell, of_kind, table
 from llmkd.evaluation.report.reading import Run, finite
 
@@ -20,17 +20,17 @@ COLUMNS = {"": "student", "baseline": "baseline", "difference": "student less ba
 ITSELF = "Teacher itself: its own value on the text or, for agreement and BLEU, two of its draws against each other."
 
 
-def fidelity(runs: Sequence[Run], most: int) -> str:
+def fidelity(runs: Sequence[Run], draw: Draw) -> str:
     """A table for each run, agreement by the teacher's confidence, divergence by position."""
     found = of_kind(runs, "fidelity")
     tables = [markup.part(f.owner if len(found) > 1 else "", _beside(f)) or _beside(f) for f in found]
     body = "".join(tables)
-    body += markup.part("Agreement by the teacher's confidence", markup.grid(_by_confidence(found, most), small=True))
-    body += markup.part("By position in the completion", markup.grid(_by_position(found, most), small=True))
+    body += markup.part("Agreement by the teacher's confidence", markup.grid(_by_confidence(found, draw), small=True))
+    body += markup.part("By position in the completion", markup.grid(_by_position(found, draw), small=True))
     return body
 
 
-def calibration(runs: Sequence[Run], most: int) -> str:
+def calibration(runs: Sequence[Run], draw: Draw) -> str:
     """All metrics, and a reliability curve for everything that has one."""
     found = of_kind(runs, "calibration")
     curves: dict[str, list[Series]] = {}
@@ -39,8 +39,8 @@ def calibration(runs: Sequence[Run], most: int) -> str:
             points = [(float(b["confidence"]), finite(b["accuracy"])) for b in bins]
             curves.setdefault(path, []).append(Series(f.owner, f.slot, points))
     figures = [
-        figure(Chart(title, "confidence", "accuracy", series, diagonal=True, note="On the dashed line it is right as "
-                     "often as it says; below, it says more than it knows."), most)
+        draw(Chart(title, "confidence", "accuracy", series, diagonal=True, note="On the dashed line it is right as "
+                     "often as it says; below, it says more than it knows.", part="Calibration"))
         for title, series in curves.items()
     ]  # fmt: skip
     return table(found) + markup.grid(figures)
@@ -84,7 +84,7 @@ def _labels(details: Mapping[str, Any]) -> dict[str, str]:
     return {k: str(v) for _, told in teachers_of(details) for k, v in (told.get("labels") or {}).items()}
 
 
-def _by_confidence(found: Sequence[Found], most: int) -> list[str]:
+def _by_confidence(found: Sequence[Found], draw: Draw) -> list[str]:
     panels: dict[str, list[Series]] = {}
     for f, title, told in _panels(found, "by_confidence"):
         middles = [(a + b) / 2 for a, b in pairwise(told.get("edges", []))]
@@ -92,17 +92,19 @@ def _by_confidence(found: Sequence[Found], most: int) -> list[str]:
         _add(panels, f, title, at, told.get("agreement", {}))
     note = "On the dashed line: as often as a draw of the teacher is its likeliest token."
     x = "the teacher's largest probability"
-    charts = [Chart(title, x, "share agreeing", s, diagonal=True, note=note) for title, s in panels.items()]
-    return [figure(chart, most) for chart in charts]
+    part = "Agreement by the teacher's confidence"
+    charts = [Chart(title, x, "share agreeing", s, diagonal=True, note=note, part=part) for title, s in panels.items()]
+    return [draw(chart) for chart in charts]
 
 
-def _by_position(found: Sequence[Found], most: int) -> list[str]:
+def _by_position(found: Sequence[Found], draw: Draw) -> list[str]:
     out = []
     for key, unit, word in (("forward_kl", "nats/token", "forward KL"), ("agreement", "share", "top-1 agreement")):
         panels: dict[str, list[Series]] = {}
         for f, title, told in _panels(found, "by_position"):
             _add(panels, f, f"{title}: {word}", [x + 1 for x in told.get("from", [])], told.get(key, {}))
-        out += [figure(Chart(title, "token of the completion, from", unit, series, log=True), most)
+        x, part = "token of the completion, from", "By position in the completion"
+        out += [draw(Chart(title, x, unit, series, log=True, part=part))
                 for title, series in panels.items()]  # fmt: skip
     return out
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from llmkd.evaluation.report import markup
-from llmkd.evaluation.report.charts import REFERENCE, Chart, Series, figure, swatch
+from llmkd.evaluation.report.charts import REFERENCE, Chart, Draw, Series, swatch
 from llmkd.evaluation.report.facts import DASH
 from llmkd.evaluation.report.reading import Run, finite
 
@@ -27,10 +27,10 @@ class Found:
     record: Any
 
 
-def benchmarks(runs: Sequence[Run], most: int) -> str:
+def benchmarks(runs: Sequence[Run], draw: Draw) -> str:
     """Every record that has no section of its own."""
     found = [f for f in _all(runs) if not f.record.task.startswith(APART)]
-    return table(found) + intervals(found, most)
+    return table(found) + intervals(found, draw)
 
 
 def of_kind(runs: Sequence[Run], kind: str) -> list[Found]:
@@ -90,7 +90,7 @@ def cell(metric: Any, counted: bool = True) -> str:
     return f"{e.value:.4g}{interval}" + (f" <small>n = {e.n:,}</small>" if counted else "")
 
 
-def intervals(found: Sequence[Found], most: int) -> str:
+def intervals(found: Sequence[Found], draw: Draw) -> str:
     """A chart for each task and kind of metric, with a row for each metric, where there are two values to compare."""
     figures = []
     for task, *kind in dict.fromkeys((f.label, m.unit, m.better) for f in found for m in f.record.metrics.values()):
@@ -100,5 +100,5 @@ def intervals(found: Sequence[Found], most: int) -> str:
             points = [(name, finite(e.value)) for name, e in named.items()]
             series.append(Series(f.owner, f.slot, points, [(e.low, e.high) for e in named.values()]))
         if sum(len(s.points) for s in series) > 1:
-            figures.append(figure(Chart(task, "metric", str(kind[0]), series, kind="intervals"), most))
+            figures.append(draw(Chart(task, "metric", str(kind[0]), series, kind="intervals")))
     return markup.grid(figures)

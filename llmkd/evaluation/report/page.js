@@ -34,17 +34,7 @@
       x, s: `s${i}`, y: numberOf(cell.textContent), low: numberOf(cell.dataset.low), high: numberOf(cell.dataset.high),
     }]);
   });
-  const config = {
-    background: null, aria: false, font: "system-ui, sans-serif", view: { stroke: null },
-    padding: { left: 2, right: 8, top: 6, bottom: 2 },
-    axis: {
-      labelColor: "var(--soft)", titleColor: "var(--soft)", gridColor: "var(--grid)", domainColor: "var(--line)",
-      tickColor: "var(--line)", labelFontSize: 11, titleFontSize: 11, titleFontWeight: 400, tickSize: 4,
-      labelOverlap: true, titlePadding: 4,
-    },
-    axisX: { grid: false, tickCount: 5 },
-    axisY: { tickCount: 4, domain: false, ticks: false, labelPadding: 6 },
-  };
+  const config = JSON.parse(document.getElementById("config").textContent);
   const draw = async (figure) => {
     const spec = JSON.parse(figure.querySelector("script").textContent);
     const named = figure.dataset.kind === "intervals";

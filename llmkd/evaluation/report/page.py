@@ -1,20 +1,23 @@
-"""The page: sections of runs and of studies, with everything that it needs inside one file."""
+"""The page: the sections of runs and studies, with everything that it needs inside one file."""
 
 from __future__ import annotations
 
 import base64
 import hashlib
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from functools import lru_cache
+from functools import lru_cache, partial
 from importlib import resources
 from importlib.util import find_spec
 from pathlib import Path
 
-from llmkd.evaluation.report import curves, excerpts, facts, fidelity, markup, measured, samples, studies
-from llmkd.evaluation.report.reading import Run, read_runs
-from llmkd.evaluation.report.studies import Study, is_study, read_study
+from llmkd.evaluation.report import markup
+from llmkd.evaluation.report.charts import CONFIG, figure
+from llmkd.evaluation.report.reading import Run
+from llmkd.evaluation.report.sections import read, sections
+from llmkd.evaluation.report.studies import Study
 
 MOST_BYTES = 3_000_000
 POINTS = (600, 300, 150, 75, 36, 18)
@@ -35,8 +38,7 @@ def build(folders: Sequence[Path], every: int = 0) -> Page:
     ValueError where a folder holds neither, where the extra is missing, or where the page cannot be made small enough.
     """
     scripts = [bundle(), _resource("page.js")]
-    found = [read_study(folder) for folder in folders if is_study(folder)]
-    runs = read_runs([folder for folder in folders if not is_study(folder)])
+    runs, found = read(folders)
     ended = all(run.ended for run in runs) and all(study.ended for study in found)
     for most in POINTS:
         text = _document(runs, found, scripts, most, 0 if ended else every)
@@ -61,21 +63,21 @@ def bundle() -> str:
 
 def _document(runs: Sequence[Run], found: Sequence[Study], scripts: Sequence[str], most: int, every: int) -> str:
     title = " · ".join([*(study.name for study in found), *(run.name for run in runs)])
-    body = [part for study in found for part in _study(study, most)] + (_runs(runs, most) if runs else [])
-    sections = "".join(body)
+    body = sections(runs, found, partial(figure, most=most))
     policy = (
         "default-src 'none'; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'; script-src "
         + " ".join(_digest(script) for script in scripts)
     )
     live = f' data-every="{every}"' if every else ""
-    inlined = "".join(f"<script>{script}</script>" for script in scripts)
+    config = f'<script type="application/json" id="config">{json.dumps(CONFIG, separators=(",", ":"))}</script>'
+    inlined = config + "".join(f"<script>{script}</script>" for script in scripts)
     return (
         f'<!doctype html>\n<html lang="en"{live}>\n<head>\n<meta charset="utf-8">\n'
         f'<meta http-equiv="Content-Security-Policy" content="{policy}">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
         f"<title>{markup.text(title)}</title>\n<style>{_resource('style.css')}</style>\n</head>\n<body>\n"
         f'<a class="skip" href="#content">Skip to the content</a>\n{_head(title, runs, found, every)}\n'
-        f'{_navigation(sections)}\n<main id="content">{sections}</main>\n<footer><p>Written by llmkd report on '
+        f'{_navigation(body)}\n<main id="content">{body}</main>\n<footer><p>Written by llmkd report on '
         f"{datetime.now().strftime('%Y-%m-%d at %H:%M:%S')}. Charts: Vega-Lite. Nothing on this page comes from a "
         f"network.</p></footer>\n{inlined}\n</body>\n</html>\n"
     )
@@ -98,10 +100,10 @@ def _head(title: str, runs: Sequence[Run], found: Sequence[Study], every: int) -
     return f"<header><h1>{markup.text(title)}</h1>{lead}<noscript>{noscript}</noscript></header>"
 
 
-def _navigation(sections: str) -> str:
+def _navigation(body: str) -> str:
     """Links to the sections that there are, and the buttons."""
     links = []
-    for piece in sections.split('<section id="')[1:]:
+    for piece in body.split('<section id="')[1:]:
         key, rest = piece.split('"', 1)
         heading = rest.split("<h2>", 1)[1].split("</h2>", 1)[0]
         links.append(f'<li><a href="#{key}">{heading}</a></li>')
@@ -109,36 +111,6 @@ def _navigation(sections: str) -> str:
         f'<nav aria-label="Sections"><div><ul>{"".join(links)}</ul><button type="button" id="pause" hidden></button>'
         '<button type="button" id="scheme" aria-label="Switch between light and dark" hidden></button></div></nav>'
     )
-
-
-def _runs(runs: Sequence[Run], most: int) -> list[str]:
-    return [
-        markup.section("glance", "At a glance", facts.glance(runs), facts.remarks(runs)),
-        markup.section("results", "Results", facts.results(runs)),
-        markup.section("benchmarks", "Benchmarks", measured.benchmarks(runs, most)),
-        markup.section("loss", "Training", curves.training(runs, most)),
-        markup.section("held", "Held-out domains", curves.held_out(runs, most)),
-        markup.section("schedules", "Schedules", curves.schedules(runs, most)),
-        markup.section("fidelity", "Fidelity", fidelity.fidelity(runs, most)),
-        markup.section("calibration", "Calibration", fidelity.calibration(runs, most)),
-        markup.section("tokens", "Token by token", excerpts.excerpts(runs)),
-        markup.section("answers", "Answers", excerpts.answers(runs)),
-        markup.section("samples", "Samples", samples.samples(runs)),
-        markup.section("speed", "Speed", curves.throughput(runs, most)),
-        markup.section("recipe", "Asked and reached", facts.asked_and_reached(runs), facts.recipes(runs)),
-    ]
-
-
-def _study(study: Study, most: int) -> list[str]:
-    key = hashlib.blake2b(str(study.folder).encode(), digest_size=3).hexdigest()
-    name = study.name
-    return [
-        markup.section(f"arms-{key}", f"Arms of {name}", studies.arms_table(study), studies.notes(study)),
-        markup.section(f"measures-{key}", f"Measures of {name}", studies.intervals(study, most)),
-        markup.section(f"curves-{key}", f"Curves of {name}", studies.curves(study, most)),
-        markup.section(f"samples-{key}", f"Samples of {name}", samples.samples(study.runs)),
-        markup.section(f"runs-{key}", f"Runs of {name}", studies.runs_table(study), studies.sources(study)),
-    ]
 
 
 def _digest(script: str) -> str:

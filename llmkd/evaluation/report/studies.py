@@ -10,7 +10,7 @@ from statistics import fmean
 from typing import Any
 
 from llmkd.evaluation.report import markup
-from llmkd.evaluation.report.charts import Chart, Series, figure, swatch
+from llmkd.evaluation.report.charts import Chart, Draw, Series, swatch
 from llmkd.evaluation.report.facts import DASH, duration
 from llmkd.evaluation.report.reading import Run, finite, is_run, read_run
 
@@ -72,7 +72,7 @@ def arms_table(study: Study) -> str:
     return markup.table(f"The arms of {study.name}", head, rows)
 
 
-def intervals(study: Study, most: int) -> str:
+def intervals(study: Study, draw: Draw) -> str:
     """For each measure a chart with a row for each arm."""
     figures = []
     for path, about in study.table.get("measures", {}).items():
@@ -85,12 +85,12 @@ def intervals(study: Study, most: int) -> str:
             bands.append((low, high))
         others = {name: finite(values.get(path)) for name, values in study.table.get("others", {}).items()}
         rules = [(name, value) for name, value in others.items() if value is not None]
-        figures.append(figure(Chart(about["label"], "arm", about.get("unit", ""), [Series("mean", 0, points, bands)],
-                                    kind="intervals", rules=rules), most))  # fmt: skip
+        figures.append(draw(Chart(about["label"], "arm", about.get("unit", ""), [Series("mean", 0, points, bands)],
+                                    kind="intervals", rules=rules)))  # fmt: skip
     return markup.grid(figures)
 
 
-def curves(study: Study, most: int) -> str:
+def curves(study: Study, draw: Draw) -> str:
     """Every curve that the arms logged: the mean over seeds, the band from the lowest to the highest."""
     arms = study.curves.get("arms", {})
     keys = list(dict.fromkeys(key for seeds in arms.values() for curves in seeds.values() for key in curves))
@@ -103,7 +103,7 @@ def curves(study: Study, most: int) -> str:
         unit = study.table.get("measures", {}).get(key, {}).get("unit", "nats/token" if key == "loss" else "")
         if max(len(s.points) for s in series) > 1:
             title = labels.get(key, "Loss" if key == "loss" else key)
-            figures.append(figure(Chart(title, "step", unit, series), most))
+            figures.append(draw(Chart(title, "step", unit, series)))
     body = markup.grid(figures)
     return body and markup.paragraph("Lines: means over seeds. Bands: from the lowest to the highest.", "note") + body
 
