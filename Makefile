@@ -37,7 +37,7 @@ demo: setup
 	$(LAUNCH) -m llmkd.train recipes/quickstart.yaml $(ARGS)
 
 demo-study: setup
-	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=$(CORES) $(PY) -m llmkd.evaluation.demo_study $(ARGS)
+	HF_HUB_OFFLINE=1 $(BIN)/llmkd compare eval/studies/quickstart.yaml $(ARGS)
 
 lint: setup
 	$(BIN)/ruff check .

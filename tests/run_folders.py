@@ -19,7 +19,8 @@ DOMAINS = ("code", "prose")
 def line(step: int, faster: float = 1.0) -> dict[str, Any]:
     loss = 1.5 + 6 * math.exp(-faster * step / 20)
     return {"step": step, "seconds": 0.4 * step, "loss": loss, "learning_rate": 1e-3 / step, "kd/value": loss - 0.5,
-            "kd/value/code": loss - 0.4, "kd/weight": 1 - step / 100, "tokens": 900 * step}  # fmt: skip
+            "kd/value/code": loss - 0.4, "kd/weight": 1 - step / 100, "tokens": 900 * step,
+            "peak_memory": 10**9 + step}  # fmt: skip
 
 
 def evaluation(step: int, faster: float = 1.0) -> dict[str, Any]:

@@ -133,7 +133,11 @@ def trained(data: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 
 def training_lines(lines: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    return [{k: v for k, v in line.items() if k not in ("epoch", "seconds")} for line in lines if "loss" in line]
+    return [
+        {k: v for k, v in line.items() if k not in ("epoch", "seconds", "peak_memory")}
+        for line in lines
+        if "loss" in line
+    ]
 
 
 def close(a: float, b: float, relative: float = 1e-5) -> bool:
@@ -237,7 +241,7 @@ def metrics(folder: Path) -> list[dict[str, Any]]:
 
 
 def without_clock(lines: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    return [{k: v for k, v in line.items() if k != "seconds"} for line in lines]
+    return [{k: v for k, v in line.items() if k not in ("seconds", "peak_memory")} for line in lines]
 
 
 class Killed(BaseException):

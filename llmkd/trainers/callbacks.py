@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import resource
 import signal
+import sys
 import time
 from pathlib import Path
 from typing import Any
 
+import torch
 from transformers import EarlyStoppingCallback, ProgressCallback, TrainerCallback
 
 from llmkd.backbone import check_family
@@ -24,7 +27,8 @@ def public_name(key: str) -> str:
 class MetricsFile(TrainerCallback):
     """Append every log line to ``metrics.jsonl``: ``{"step", "seconds", ...}``.
 
-    ``seconds`` counts the time spent training this run, over all its resumptions.
+    ``seconds`` counts the time spent training this run, over all its resumptions; ``peak_memory``, beside the loss, is
+    in bytes, of this process since it started.
     """
 
     def __init__(self, path: Path, seconds_before: float = 0.0) -> None:
@@ -44,8 +48,18 @@ class MetricsFile(TrainerCallback):
         if not state.is_world_process_zero or not logs or "train_runtime" in logs:
             return
         line = {public_name(k): v for k, v in logs.items() if k != "epoch"}
+        if "loss" in logs:
+            line["peak_memory"] = peak_memory(args.device)
         with self.path.open("a") as file:
             file.write(json.dumps({"step": state.global_step, "seconds": round(self.seconds, 3), **line}) + "\n")
+
+
+def peak_memory(device: torch.device) -> int:
+    """The most bytes held so far: by PyTorch's allocator on a GPU, else by the process in resident pages."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return most if sys.platform == "darwin" else 1024 * most
 
 
 def cut_metrics(path: Path, step: int) -> None:

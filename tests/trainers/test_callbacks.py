@@ -10,7 +10,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from llmkd.trainers.callbacks import MetricsFile, Patience, Stop, cut_metrics, public_name
+from llmkd.trainers.callbacks import MetricsFile, Patience, Stop, cut_metrics, peak_memory, public_name
 
 from runs import held_out, main_with, make_inputs, metrics, recipe
 
@@ -46,7 +46,7 @@ def test_training_line_has_every_term_in_every_domain(run: Path) -> None:
     line = metrics(run)[0]
     measured = ("kd/value", "ce/value", "agreement", "student_entropy", "teacher_entropy")
     expected = {f"{name}{domain}" for name in measured for domain in ("", "/prose", "/chats")}
-    assert line.keys() == expected | {"step", "seconds", "loss", "grad_norm", "learning_rate", "tokens"}
+    assert line.keys() == expected | {"step", "seconds", "peak_memory", "loss", "grad_norm", "learning_rate", "tokens"}
     assert all(isinstance(value, (int, float)) for value in line.values())
 
 
@@ -54,6 +54,11 @@ def test_evaluation_line_has_every_measure_in_every_domain(run: Path) -> None:
     line = next(line for line in metrics(run) if "eval/mean/kl" in line)
     measures = ("ce", "kl", "bits_per_byte", "agreement", "entropy", "teacher_entropy")
     assert line.keys() == {f"eval/{d}/{m}" for d in ("prose", "chats", "mean") for m in measures} | {"step", "seconds"}
+
+
+def test_peak_memory_is_that_of_a_process_that_holds_two_models(run: Path) -> None:
+    held = [line["peak_memory"] for line in metrics(run) if "loss" in line]
+    assert held == sorted(held) and 10**8 < held[0] <= peak_memory(torch.device("cpu"))
 
 
 def test_seconds_and_tokens_grow(run: Path) -> None:

@@ -64,18 +64,20 @@ def held_out(runs: Sequence[Run], draw: Draw) -> str:
 
 
 def throughput(runs: Sequence[Run], draw: Draw) -> str:
-    """Tokens per second between log lines, tokens and time, and memory where it was logged."""
+    """Tokens per second between log lines, tokens and time, and memory."""
     rates = [Series(run.name, slot, rate(run)) for slot, run in enumerate(runs)]
+    memory = [Series(run.name, slot, [(step, b and b / 1e9) for step, b in run.points("peak_memory")])
+              for slot, run in enumerate(runs)]  # fmt: skip
     clock = [Series(run.name, slot, run.points("seconds")) for slot, run in enumerate(runs)]
     charts = [
         Chart("Speed", "step", "counted tokens/s", rates,
               note="Between two log lines; evaluation and checkpoints are in the time."),
         Chart("Time", "step", "seconds of training", clock),
+        Chart("Peak memory", "step", "GB", memory, note="The most that the first process had held by then: on its GPU, "
+              "or on a CPU in resident pages."),
     ]  # fmt: skip
     figures = [draw(chart) for chart in charts]
     figures.append(_over_steps(runs, "tokens", "Tokens", "counted tokens", draw))
-    memory = _keys(runs, lambda key: "memory" in key.lower())
-    figures += [_over_steps(runs, key, _title(key), "as logged", draw) for key in memory]
     return markup.grid(figures)
 
 

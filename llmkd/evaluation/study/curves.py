@@ -19,7 +19,7 @@ from typing import Any
 from llmkd.evaluation.study.outcomes import Outcome, all_finite, metrics
 
 FORM = 1
-_NOT_CURVES = ("step", "seconds", "tokens", "epoch")
+_NOT_CURVES = ("step", "seconds", "tokens", "epoch", "peak_memory")
 
 
 def contents(outcomes: Mapping[str, Mapping[int, Outcome]], folder: Path) -> dict[str, Any]:
