@@ -34,6 +34,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
                       help="ask through the chat template; if_present: where the tokenizer has one")  # fmt: skip
     what.add_argument("--include_path", action="append", metavar="DIR", help="a folder with more task YAMLs")
     what.add_argument("--teacher", metavar="MODEL", help="what the student is compared with (fidelity)")
+    what.add_argument("--baseline", metavar="MODEL_OR_RUN", help="what stands beside the student (fidelity, "
+                      "calibration); left out, the baseline in the run")  # fmt: skip
     what.add_argument("--data", metavar="FILE", help="rows of our own measures; left out, the run's")
     how = parser.add_argument_group("how")
     how.add_argument("--model", "-M", default="hf", metavar="NAME", help="hf (default) or vllm")

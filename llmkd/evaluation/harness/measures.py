@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from llmkd.evaluation.harness.candidate import Candidate, weights
+from llmkd.evaluation.harness.candidate import Candidate, find, weights
 from llmkd.evaluation.harness.local import files
 from llmkd.evaluation.harness.options import Options, Settings
 from llmkd.evaluation.measures.found import Found
@@ -162,14 +162,15 @@ def _subjects(options: Options, candidate: Candidate, settings: Settings, needs_
     if candidate.run is not None:
         sources = [_source(options.data)] if options.data else ()
         return subjects.subjects_of_run(
-            candidate.run, teacher=options.teacher, sources=sources, max_rows=rows, needs_teacher=needs_teacher,
-            device=options.device,
+            candidate.run, teacher=options.teacher, baseline=options.baseline, sources=sources, max_rows=rows,
+            needs_teacher=needs_teacher, device=options.device,
         )  # fmt: skip
     sources = [options.data] if options.data else _quickstart(candidate)
     length = options.model_args.get("max_length", LENGTH)
     return subjects.subjects_of_models(
-        str(candidate.folder), options.teacher, sources, max_rows=rows or ROWS, max_length=length, device=options.device
-    )
+        str(candidate.folder), options.teacher, sources, baseline=options.baseline, max_rows=rows or ROWS,
+        max_length=length, device=options.device,
+    )  # fmt: skip
 
 
 def _source(file: str) -> Any:
@@ -197,14 +198,21 @@ def _rows(settings: Settings) -> int | None:
 def _about(options: Options, candidate: Candidate, settings: Settings) -> dict[str, Any]:
     """What the numbers depend on beside the model: teachers and baseline by their weights, and the rows."""
     recipe = candidate.recipe()
-    baseline = candidate.run / "baseline" / "model" if candidate.run is not None else None
     return {
         "teachers": [fingerprint(weights(name)) for name in _teachers(options, candidate)],
-        "baseline": fingerprint(baseline) if baseline is not None and baseline.is_dir() else None,
+        "baseline": _baseline(options, candidate),
         "data": _digest_of_rows(options, recipe),
         "limit": _rows(settings),
         "max_length": None if candidate.run is not None else options.model_args.get("max_length", LENGTH),
     }
+
+
+def _baseline(options: Options, candidate: Candidate) -> str | None:
+    """The weights of the one in --baseline, else of the run's own."""
+    if options.baseline:
+        return find(options.baseline).fingerprint
+    own = candidate.run / "baseline" / "model" if candidate.run is not None else None
+    return fingerprint(own) if own is not None and own.is_dir() else None
 
 
 def _teachers(options: Options, candidate: Candidate) -> list[str]:

@@ -49,6 +49,7 @@ class Options:
     output_path: Path | None = None
     log_samples: bool = False
     teacher: str | None = None
+    baseline: str | None = None
     data: str | None = None
     confirm_run_unsafe_code: bool = False
 
@@ -76,7 +77,8 @@ def read(given: argparse.Namespace) -> Options:
         device=None if given.device is None else device(given.device),
         seeds=SEEDS if given.seed is None else seeds(given.seed), include_path=folders,
         output_path=Path(given.output_path) if given.output_path else None, log_samples=given.log_samples,
-        teacher=given.teacher, data=given.data, confirm_run_unsafe_code=given.confirm_run_unsafe_code,
+        teacher=given.teacher, baseline=given.baseline, data=given.data,
+        confirm_run_unsafe_code=given.confirm_run_unsafe_code,
     )  # fmt: skip
 
 

@@ -56,6 +56,7 @@ def subjects_of_run(
     folder: Path,
     *,
     teacher: str | None = None,
+    baseline: str | None = None,
     sources: Sequence[DatasetSource | str] = (),
     max_rows: int | None = None,
     needs_teacher: bool = True,
@@ -68,6 +69,7 @@ def subjects_of_run(
 
     Args:
         teacher: another teacher in place of the recipe's: a folder or a hub name.
+        baseline: another baseline in place of the run's own: a folder, a hub name or a run that has ended.
         sources: other held-out data in place of ``eval.datasets``, as in ``subjects_of_models``.
         max_rows: rows of each held-out source; left out, the recipe's ``eval.max_rows``.
         needs_teacher: refuse a run without one.
@@ -77,11 +79,12 @@ def subjects_of_run(
     held-out data, and for whatever of it cannot be loaded.
     """
     recipe = recipe_of_run(folder, teacher=teacher, sources=sources, max_rows=max_rows, needs_teacher=needs_teacher)
-    baseline = folder / "baseline"
+    own = folder / "baseline"
+    beside = _baseline(baseline) if baseline else _saved_student(recipe, own) if finished(own) else None
     return _subjects(
-        recipe, _saved_student(recipe, folder), _saved_student(recipe, baseline) if finished(baseline) else None,
+        recipe, _saved_student(recipe, folder), beside,
         "cpu" if recipe.train.options.get("use_cpu") and device is None else device,
-        {"student": folder.resolve().name, "baseline": f"{folder.resolve().name}/baseline"},
+        {"student": folder.resolve().name, "baseline": baseline or f"{folder.resolve().name}/baseline"},
     )  # fmt: skip
 
 
@@ -101,6 +104,7 @@ def subjects_of_models(
 
     Args:
         sources: as in a recipe's ``eval.datasets``; a bare text is a file's path, its domain the file's name.
+        baseline: what stands beside the student, a model as these or a run that has ended.
         max_rows: rows of each source.
         max_length: longest row in tokens; longer ones are cut.
 
@@ -109,9 +113,8 @@ def subjects_of_models(
     recipe = recipe_of_models(
         student, teacher, sources, max_rows=max_rows, max_length=max_length, batch_size=batch_size, tasks=tasks
     )
-    other = Student(model_name_or_path=baseline, dtype="auto") if baseline else None
     names = {"student": student} | ({"baseline": baseline} if baseline else {})
-    return _subjects(recipe, (recipe.student, None), (other, None) if other else None, device, names)
+    return _subjects(recipe, (recipe.student, None), _baseline(baseline) if baseline else None, device, names)
 
 
 def _source(source: DatasetSource | str) -> DatasetSource:
@@ -184,6 +187,15 @@ def _saved_student(recipe: Recipe, folder: Path) -> Saved:
     fresh = {"model_name_or_path": str(folder / "model"), "from_config": None, "revision": None, "dtype": "auto",
              "quantization": None}  # fmt: skip
     return recipe.student.model_copy(update=own | fresh), None
+
+
+def _baseline(given: str) -> Saved:
+    folder = Path(given)
+    if not (folder / "recipe.yaml").is_file():
+        return Student(model_name_or_path=given, dtype="auto"), None
+    if finished(folder) is None:
+        raise ValueError(f"{folder}: the baseline's run has not ended (no summary.json): wait for it, or go on with it")
+    return _saved_student(config.load(folder / "recipe.yaml", train_fields=train_fields()), folder)
 
 
 def _subjects(

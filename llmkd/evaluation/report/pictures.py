@@ -77,7 +77,7 @@ def _legend(series: Sequence[Series]) -> dict[str, Any]:
     names = json.dumps([s.name for s in series])
     return {
         "title": None, "labelExpr": f"{names}[toNumber(slice(datum.value, 1))]", "symbolType": "stroke",
-        "symbolSize": 400, "symbolStrokeWidth": 2, "labelColor": "var(--ink)", "labelLimit": 220,
+        "symbolSize": 400, "symbolStrokeWidth": 2, "symbolOpacity": 1, "labelColor": "var(--ink)", "labelLimit": 220,
     }  # fmt: skip
 
 

@@ -65,6 +65,32 @@ def test_another_teacher_or_other_rows_are_measured_anew(
     assert len(records(out)) == 3
 
 
+def test_a_baseline_is_measured_beside_the_student(
+    final_model: Path, model_folder: Path, rows: Path, evaluate: Evaluate, tmp_path: Path
+) -> None:
+    """Any saved model, or a run; beside a copy of the student no difference is found, and that is no new measurement
+    of the student alone."""
+    student, run = final_model, final_model.parent
+    common = ("--tasks", "fidelity,calibration", "--teacher", model_folder, "--data", rows, "--output_path", tmp_path)
+    for beside in ((), ("--baseline", run), ("--baseline", model_folder)):
+        assert evaluate(student, *common, *beside) == 0
+    alone, same, perfect = (r for r in records(tmp_path) if r.task == "fidelity")
+    assert not any(name.startswith("baseline/") for name in alone.metrics)
+    assert same.metrics["difference/forward_kl"].estimate.value == pytest.approx(0, abs=1e-9)
+    assert perfect.metrics["baseline/agreement"].estimate.value == 1
+    assert perfect.metrics["difference/forward_kl"].estimate.value > 0
+    assert any("baseline/ece" in r.metrics for r in records(tmp_path) if r.task == "calibration")
+
+
+def test_a_baseline_that_is_none(
+    model_folder: Path, rows: Path, evaluate: Evaluate, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ("--tasks", "fidelity", "--teacher", model_folder, "--data", rows, "--output_path", tmp_path)
+    assert evaluate(model_folder, *words, "--baseline", tmp_path / "nowhere") != 0
+    said = capsys.readouterr()
+    assert "nowhere" in said.out + said.err and "Traceback" not in said.out + said.err
+
+
 def test_fidelity_without_a_teacher_is_told_and_the_rest_is_done(
     model_folder: Path, rows: Path, evaluate: Evaluate, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
