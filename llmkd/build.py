@@ -39,9 +39,9 @@ class Job:
     """A recipe's live objects, ready to train."""
 
     recipe: Recipe
-    trainer: OffPolicyTrainer
+    trainer: Any
     tokenizer: Any
-    teachers: dict[str, LocalTeacher]
+    teachers: dict[str, Any]
     held_out: list[HeldOut]
     rows: Rows
 
@@ -51,19 +51,27 @@ def build(recipe: Recipe, callbacks: list[Any] | None = None, rows: Rows | None 
 
     ``rows``: those of another job with the same data and student, to be used again.
     """
+    if recipe.train.method == "rl":
+        from llmkd.build_rl import build_rl
+
+        return build_rl(recipe, callbacks, rows)
+    if recipe.train.method == "onpolicy":
+        from llmkd.build_onpolicy import build_onpolicy
+
+        return build_onpolicy(recipe, callbacks, rows)
     args = settings_of(recipe)
-    _check_best_metric(recipe, args)
+    check_best_metric(recipe, args)
     set_seed(recipe.run.seed)  # a fresh student starts from the same weights, whatever it is trained on
     tokenizer = modelling.load_tokenizer(recipe.student)
     student = modelling.load_student(recipe.student, tokenizer)
-    teachers = {t.name: modelling.load_teacher(t) for t in recipe.teachers} if _asks_teacher(recipe) else {}
+    teachers = {t.name: modelling.load_teacher(t) for t in recipe.teachers} if asks_teacher(recipe) else {}
     teacher_tokenizers = {t.name: modelling.load_teacher_tokenizer(t) for t in recipe.teachers if t.name in teachers}
     packed = bool(args.packing)
     unchecked = {id(model) for model in (student, *teachers.values()) if not modelling.runs_as_loaded(model)}
     for where, model in [("student", student), *((f"teachers.{n}", m) for n, m in teachers.items())]:
         if id(model) not in unchecked:
             check_family(model, packed=packed, where=where)
-    vocabulary = _shared_vocabulary(recipe, student, tokenizer, teachers, teacher_tokenizers)
+    vocabulary = shared_vocabulary(recipe, student, tokenizer, teachers, teacher_tokenizers)
     _warn_small_teachers(student, teachers)
     own = {t.name: teacher_tokenizers[t.name] for t in recipe.teachers if t.template == "own" and t.name in teachers}
     domains = domains_of(recipe)
@@ -73,7 +81,7 @@ def build(recipe: Recipe, callbacks: list[Any] | None = None, rows: Rows | None 
     attention = recipe.student.attn_implementation
     collate_held_out = _collator(args, tokenizer, own, bool(args.eval_packing), attention)
     held_out = [HeldOut(domain, held, collate_held_out, args.eval_batch_size) for domain, held in rows.held_out.items()]
-    args = _with_steps(args, rows.training)
+    args = with_steps(args, rows.training)
     trainer = OffPolicyTrainer(
         model=student,
         args=args,
@@ -88,10 +96,10 @@ def build(recipe: Recipe, callbacks: list[Any] | None = None, rows: Rows | None 
         order=None if rows.training.streaming else _order(rows.training, recipe.run.seed),
         held_out=held_out,
     )
-    _check_can_save(trainer)
+    check_can_save(trainer)
     if id(student) in unchecked:
         trainer.add_callback(CheckFamily(trainer, packed))
-    live = {name: _live_teacher(name, model, trainer, name in own) for name, model in teachers.items()}
+    live = {name: live_teacher(name, model, trainer, name in own) for name, model in teachers.items()}
     for name, teacher in live.items():
         if id(teacher.model) in unchecked:
             check_family(teacher.model, packed=packed, where=f"teachers.{name}", wrapper=teacher.wrapped)
@@ -164,12 +172,12 @@ def domains_of(recipe: Recipe) -> list[str]:
     return list(dict.fromkeys(source.domain for source in [*recipe.data.datasets, *recipe.eval.datasets]))
 
 
-def _check_best_metric(recipe: Recipe, args: OffPolicySettings) -> None:
+def check_best_metric(recipe: Recipe, args: OffPolicySettings) -> None:
     """Refuse at the start a metric for the best checkpoint that no evaluation will measure."""
     best = args.metric_for_best_model
     if best is None:
         return
-    teachers = [t.name for t in recipe.teachers] if _asks_teacher(recipe) and recipe.eval.fidelity else []
+    teachers = [t.name for t in recipe.teachers] if asks_teacher(recipe) and recipe.eval.fidelity else []
     suffix = [""] if len(teachers) == 1 else [f"@{t}" for t in teachers]
     beside = ("kl", "agreement", "teacher_entropy")
     measures = ["ce", "bits_per_byte", "entropy", *(f"{m}{s}" for s in suffix for m in beside)]
@@ -182,12 +190,12 @@ def _check_best_metric(recipe: Recipe, args: OffPolicySettings) -> None:
         )
 
 
-def _asks_teacher(recipe: Recipe) -> bool:
+def asks_teacher(recipe: Recipe) -> bool:
     trains = any(needs_teacher(t.term) for t in recipe.objective.terms.values())
     return bool(recipe.teachers) and (trains or (recipe.eval.fidelity and bool(recipe.eval.datasets)))
 
 
-def _shared_vocabulary(
+def shared_vocabulary(
     recipe: Recipe, student: nn.Module, tokenizer: Any, teachers: Mapping[str, nn.Module], tokenizers: Mapping[str, Any]
 ) -> int:
     rows = head_rows(student)
@@ -245,7 +253,7 @@ def _collator(
     )
 
 
-def _with_steps(args: OffPolicySettings, rows: Prepared) -> OffPolicySettings:
+def with_steps(args: OffPolicySettings, rows: Prepared) -> OffPolicySettings:
     """Turn epochs into steps: the run is one pass over an order that holds every draw."""
     if rows.streaming:
         if args.max_steps <= 0:
@@ -272,7 +280,7 @@ def _order(rows: Prepared, seed: int) -> Any:
     return lambda total: MixtureSampler(rows.lengths, rows.weights, total, seed)
 
 
-def _check_can_save(trainer: OffPolicyTrainer) -> None:
+def check_can_save(trainer: OffPolicyTrainer) -> None:
     """Refuse at the start a ZeRO-3 configuration that cannot write a whole model at the end."""
     plugin = trainer.accelerator.state.deepspeed_plugin
     zero = plugin.deepspeed_config["zero_optimization"] if plugin is not None else {}
@@ -284,7 +292,7 @@ def _check_can_save(trainer: OffPolicyTrainer) -> None:
         )
 
 
-def _live_teacher(name: str, model: nn.Module, trainer: OffPolicyTrainer, own_rendering: bool) -> LocalTeacher:
+def live_teacher(name: str, model: nn.Module, trainer: Any, own_rendering: bool) -> LocalTeacher:
     wrapped = wrap_frozen(model, trainer.accelerator)
     whole_head = modelling.whole_head(model)
     return LocalTeacher(name, model, own_rendering, wrapped=wrapped, whole_head=whole_head)

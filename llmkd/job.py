@@ -20,6 +20,7 @@ from llmkd import run
 from llmkd.build import Job, build, build_yardstick
 from llmkd.config import Objective, Recipe, Term, Train
 from llmkd.data.pipeline import Rows
+from llmkd.evaluation import pass_at
 from llmkd.evaluation.card import write_card
 from llmkd.evaluation.samples import Samples
 from llmkd.evaluation.table import student_result, table, teacher_results
@@ -38,6 +39,7 @@ def run_recipe(recipe: Recipe, source: str) -> int:
     _quiet(state.is_main_process)
     _warn_world_size(recipe, state.num_processes, source)
     _check_fsdp(state, source)
+    pass_at.check(recipe.eval.tasks)
     console = Console(quiet=not state.is_main_process)
     parts = [("student", recipe)]
     if recipe.eval.baseline:

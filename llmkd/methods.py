@@ -93,12 +93,30 @@ METHODS: tuple[Method, ...] = (
     Method(
         "onpolicy", "jsd",
         "Agarwal et al., On-Policy Distillation of Language Models, 2023 (arXiv 2306.13649)",
-        "", "feedback", "divergence and similarity", "planned",
+        "recipes/onpolicy/gkd.yaml", "feedback", "divergence and similarity", "tests only",
     ),
     Method(
-        "rl", "grpo + reverse_kl",
-        "Xu et al., KDRL, 2025 (arXiv 2506.02208)",
-        "", "feedback", "reinforcement learning", "planned",
+        "onpolicy", "reverse_kl", "Thinking Machines Lab, On-Policy Distillation, 2025; here over the whole vocabulary",
+        "recipes/onpolicy/opd.yaml", "feedback", "divergence and similarity", "tests only",
+    ),
+    Method(
+        "rl", "grpo", "Shao et al., DeepSeekMath, 2024 (arXiv 2402.03300)",
+        "recipes/rl/grpo.yaml", "feedback", "reinforcement learning", "tests only",
+    ),
+    Method(
+        "rl", "nft", "Chen et al., Bridging Supervised Learning and Reinforcement Learning, 2025 (arXiv 2505.18116)",
+        "recipes/rl/nft.yaml", "feedback", "reinforcement learning", "tests only",
+    ),
+    *(
+        Method("rl", "grpo + reverse_kl", paper, recipe, "feedback", "reinforcement learning", "tests only")
+        for paper, recipe in (
+            ("Xu et al., KDRL, 2025 (arXiv 2506.02208), annealed", "recipes/kdrl_qwen.yaml"),
+            ("KDRL with its mask, the teacher on wrong completions alone", "recipes/rl/kdrl_masking.yaml"),
+            ("HDPO, the teacher in groups that are all wrong, as in arXiv 2609.04108", "recipes/rl/hdpo.yaml"),
+            ("SRPO, the teacher on wrong and the reward on right completions, as in arXiv 2609.04108",
+             "recipes/rl/srpo.yaml"),
+            ("OPD-then-RL, arXiv 2609.04108", "recipes/rl/opd_then_rl.yaml"),
+        )
     ),
 )  # fmt: skip
 

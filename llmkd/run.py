@@ -5,6 +5,7 @@ environment.json   versions, commit, device, processes
 metrics.jsonl      a line a log step
 samples.jsonl      completions logged at each evaluation
 checkpoint-N/      to resume from
+teacher_completions.jsonl  with train.seq_kd: what the teacher wrote before the training
 model/             the final model; adapter/ beside it after LoRA
 summary.json       the result table, tokens, seconds, notes
 README.md          model card

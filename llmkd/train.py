@@ -41,7 +41,7 @@ def _run(path: str, overrides: Sequence[str]) -> int:
     from llmkd.job import run_recipe
     from llmkd.trainers.settings import train_fields
 
-    recipe = config.load(path, overrides, train_fields=train_fields())
+    recipe = config.load(path, overrides, train_fields=train_fields)
     return run_recipe(recipe, source=str(Path(path)))
 
 

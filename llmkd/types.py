@@ -120,7 +120,16 @@ class Sparse:
     kept: Tensor | None = None
 
 
-Signals = States | Logits | Sparse
+@dataclass(frozen=True)
+class Sampled:
+    """Log-probabilities ``logp [N]`` of the batch's own tokens, and nothing of the others: what a server says cheaply.
+    Estimators that look at sampled tokens alone can be made of it."""
+
+    logp: Tensor
+    kept: Tensor | None = None
+
+
+Signals = States | Logits | Sparse | Sampled
 """What a model says about the N counted tokens of a batch."""
 
 

@@ -122,7 +122,7 @@ def put(data: dict[str, Any], key: str, value: Any) -> None:
 
 
 def built(data: Mapping[str, Any], **arguments: Any) -> Job:
-    return build(config.from_dict(copy.deepcopy(dict(data)), train_fields=train_fields()), **arguments)
+    return build(config.from_dict(copy.deepcopy(dict(data)), train_fields=train_fields), **arguments)
 
 
 def trained(data: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -248,12 +248,15 @@ class Killed(BaseException):
     """Stands for the end of a process inside a test: nothing in the package may catch it."""
 
 
-def crashed(monkeypatch: Any, data: Mapping[str, Any], step: int, folder: str = "") -> None:
+def crashed(
+    monkeypatch: Any, data: Mapping[str, Any], step: int, folder: str = "", trainer: type | None = None
+) -> None:
     """Run the command in this process and break it off in the middle of the step after `step`, where nothing is saved;
     with `folder` only in the run whose folder has that name (the baseline's, say)."""
     from llmkd.trainers.offpolicy import OffPolicyTrainer
 
-    compute_loss = OffPolicyTrainer.compute_loss
+    broken = trainer or OffPolicyTrainer
+    compute_loss = broken.compute_loss
 
     def breaks_off(self: Any, *args: Any, **kwargs: Any) -> Any:
         if self.state.global_step == step and Path(self.args.output_dir).name.endswith(folder):
@@ -261,7 +264,7 @@ def crashed(monkeypatch: Any, data: Mapping[str, Any], step: int, folder: str = 
         return compute_loss(self, *args, **kwargs)
 
     with monkeypatch.context() as patch:
-        patch.setattr(OffPolicyTrainer, "compute_loss", breaks_off)
+        patch.setattr(broken, "compute_loss", breaks_off)
         try:
             main_with(data)
         except Killed:

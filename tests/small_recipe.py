@@ -11,6 +11,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from llmkd.modelling import EMBEDDED, resolve
 
 EMBEDDED_DATA = "llmkd/quickstart"
+TASKS_PATH = "llmkd/tasks"
 
 # The architecture of each model that a recipe names, by the start of its name.
 MODEL_TYPES = {"Qwen/Qwen2.5-": "qwen2", "HuggingFaceTB/SmolLM2-": "llama", EMBEDDED: "llama"}
@@ -26,6 +27,7 @@ COLUMNS: dict[tuple[str, str | None], dict[str, Any]] = {
     ("HuggingFaceTB/smoltalk", "self-oss-instruct"): {},
     ("HuggingFaceTB/smoltalk", "metamathqa-50k"): {},
     ("HuggingFaceTB/smol-smoltalk", None): {"source": "smol-magpie-ultra-short"},
+    ("openai/gsm8k", "main"): {"question": "Tom has 12 apples and buys 30. How many?", "answer": "12 + 30\n#### 42"},
 }
 
 
@@ -89,7 +91,7 @@ def _shrink_sources(recipe: dict[str, Any], folder: Path) -> None:
     for part in ("data", "eval"):
         for source in recipe.get(part, {}).get("datasets", []):
             source["max_rows"] = 6
-            if source["path"] == EMBEDDED_DATA:
+            if source["path"] in (EMBEDDED_DATA, TASKS_PATH):
                 continue
             source["path"] = str(local_rows(source, folder))
             for key in ("name", "data_files"):
@@ -101,6 +103,11 @@ def _shorten(recipe: dict[str, Any]) -> None:
     train |= {"use_cpu": True, "bf16": False, "fp16": False, "max_steps": 2, "logging_steps": 1, "warmup_steps": 0}
     train |= {"max_length": 64, "per_device_train_batch_size": 2, "per_device_eval_batch_size": 2}
     train |= {key: 1 for key in ("eval_steps", "save_steps") if key in train}
+    train |= {key: 8 for key in ("max_completion_length",) if key in train}
+    train |= {key: False for key in ("use_vllm",) if key in train}
+    if train["method"] == "rl":
+        train |= {"num_generations": 2, "gradient_accumulation_steps": 1}
+        train.pop("max_length")
     train.pop("dataset_num_proc", None)
     evaluation["max_rows"] = 2
     for task in evaluation.get("tasks", []):

@@ -18,7 +18,7 @@ ROOT = Path(__file__).resolve().parent.parent
 LEVELS = [
     {"", "terms", "types", "config", "backbone", "trl_compat"},
     {"objectives", "teachers", "data", "rewards", "trainers"},
-    {"build", "export", "modelling", "run"},
+    {"build", "build_onpolicy", "build_rewards", "build_rl", "build_rollouts", "export", "modelling", "run"},
     {"checks", "generation", "evaluation"},
     {"cli", "job", "methods", "train"},
 ]

@@ -36,8 +36,8 @@ def test_there_are_recipes() -> None:
 
 @every_recipe
 def test_recipe_is_valid_as_it_stands(path: Path) -> None:
-    recipe = config.load(path, train_fields=train_fields())
-    assert config.from_dict(recipe.to_dict(), train_fields=train_fields()) == recipe
+    recipe = config.load(path, train_fields=train_fields)
+    assert config.from_dict(recipe.to_dict(), train_fields=train_fields) == recipe
 
 
 @every_recipe
@@ -75,7 +75,9 @@ def test_two_steps_have_a_finite_loss(path: Path, ran: Any) -> None:
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     losses = {line["step"]: line["loss"] for line in lines if "loss" in line}
     assert set(losses) == {1, 2}
-    assert all(math.isfinite(loss) and loss > 0 for loss in losses.values())
+    assert all(math.isfinite(loss) for loss in losses.values())
+    # A policy's loss is of either sign, and 0 where all completions of a group are alike.
+    assert yaml.safe_load(path.read_text())["train"]["method"] == "rl" or min(losses.values()) > 0
 
 
 @every_recipe
@@ -122,7 +124,7 @@ def qwen_folder(assets: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize("path", CHATS, ids=lambda path: path.stem)
 def test_rows_of_the_real_tokenizer_count_the_assistants_words(path: Path, qwen_folder: Path, tmp_path: Path) -> None:
     recipe = make_small(path, tmp_path, qwen_folder)
-    job = build(config.from_dict(recipe, train_fields=train_fields()))
+    job = build(config.from_dict(recipe, train_fields=train_fields))
     rows, tokenizer = job.held_out[0].rows, job.tokenizer
     for row, chat in zip(rows, CHAT, strict=False):
         counted = [i for i, keep in zip(row["input_ids"], row["counted"], strict=True) if keep]

@@ -47,7 +47,7 @@ def opened(path: str, overrides: Sequence[str], device: str | None) -> Iterator[
 
     Raises ValueError as ``config.load`` and ``build`` do.
     """
-    recipe = config.load(path, overrides, train_fields=train_fields())
+    recipe = config.load(path, overrides, train_fields=train_fields)
     _quiet()
     with tempfile.TemporaryDirectory(prefix="llmkd-verify-") as folder:
         run = recipe.run.model_copy(

@@ -2,7 +2,8 @@
 
 from llmkd.config.errors import RecipeError
 from llmkd.config.help import help_text
-from llmkd.config.loading import from_dict, load
+from llmkd.config.loading import TrainFields, from_dict, load
+from llmkd.config.rewards_section import Reward
 from llmkd.config.sections import (
     Data,
     DatasetSource,
@@ -39,6 +40,7 @@ __all__ = [
     "Quantization",
     "Recipe",
     "RecipeError",
+    "Reward",
     "Run",
     "Sampling",
     "Schedule",
@@ -50,6 +52,7 @@ __all__ = [
     "TokenWeight",
     "Train",
     "TrainField",
+    "TrainFields",
     "from_dict",
     "help_text",
     "load",

@@ -1,6 +1,6 @@
 """A recipe from a file, or from plain values."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,16 +15,20 @@ from llmkd.config.train_options import RANGES, TrainField, check_options
 from llmkd.config.values import plain, shown
 from llmkd.config.yaml_text import YamlProblem, parse
 
+TrainFields = Callable[[str], Mapping[str, TrainField]] | Mapping[str, TrainField]
+"""The fields that `train` may hold: of a method, or of all."""
+
 
 def load(
     path: str | Path,
     overrides: Sequence[str] = (),
     *,
-    train_fields: Mapping[str, TrainField] | None = None,
+    train_fields: TrainFields | None = None,
 ) -> Recipe:
     """Read a recipe file, apply overrides such as `data.datasets.0.max_rows=10`, and validate the whole.
 
-    `train_fields` are the fields that `train` may hold; without them unknown names in `train` are let through.
+    `train_fields` are the fields that `train` may hold, or tell them of a method; without them unknown names in `train`
+    are let through.
     Raises RecipeError with every problem.
     """
     source = str(path)
@@ -44,7 +48,7 @@ def from_dict(
     data: Mapping[str, Any],
     *,
     source: str = "<dict>",
-    train_fields: Mapping[str, TrainField] | None = None,
+    train_fields: TrainFields | None = None,
 ) -> Recipe:
     """Validate a recipe given as plain values in the shape of the YAML; `source` stands in front of each problem."""
     return _validated(plain(_mapping(data, source)), source, train_fields)
@@ -78,13 +82,14 @@ def _mapping(data: Any, source: str) -> dict[str, Any]:
     return dict(data)
 
 
-def _validated(data: dict[str, Any], source: str, train_fields: Mapping[str, TrainField] | None) -> Recipe:
+def _validated(data: dict[str, Any], source: str, given: TrainFields | None) -> Recipe:
     """The Recipe of plain values, which are used up; RecipeError with every problem."""
     problems: list[tuple[str, str]] = []
     _fill_in(data, source)
+    train_fields = given(_method(data)) if callable(given) else given
     if isinstance(data.get("train"), dict):
         options = {key: value for key, value in data["train"].items() if key != "method"}
-        converted, wrong = check_options(options, train_fields)
+        converted, wrong = check_options(options, train_fields, _method(data))
         method = {"method": data["train"]["method"]} if "method" in data["train"] else {}
         data["train"] = {**method, "options": converted}
         problems = [(f"train.{key}", sentence) for key, sentence in wrong]
@@ -97,6 +102,12 @@ def _validated(data: dict[str, Any], source: str, train_fields: Mapping[str, Tra
     if recipe is None or problems:
         raise RecipeError([f"{source}: {path}: {sentence}" for path, sentence in problems])
     return recipe
+
+
+def _method(data: Mapping[str, Any]) -> str:
+    """What stands as the method, whatever it is: a wrong one is refused elsewhere."""
+    train = data.get("train")
+    return str(train.get("method")) if isinstance(train, dict) else ""
 
 
 def _fill_in(data: dict[str, Any], source: str) -> None:

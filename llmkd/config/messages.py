@@ -28,7 +28,7 @@ def sentences(error: ValidationError, train_names: Collection[str]) -> list[tupl
     """Every problem as (dotted path, sentence)."""
     found = []
     for detail in error.errors():
-        path = tuple(step for step in detail["loc"] if step not in ("[key]", "<number>", "<section>"))
+        path = tuple(step for step in detail["loc"] if step not in ("[key]", "<number>", "<section>", "<name>"))
         if detail["loc"][-1:] == ("[key]",) or detail["type"] == "invalid_key":
             sentence = f"{shown(path[-1])} is not text: put the key in quotes"
         else:

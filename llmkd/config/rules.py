@@ -3,8 +3,13 @@
 import re
 from collections.abc import Iterator
 
+from llmkd.config.rules_of_onpolicy import onpolicy_problems
+from llmkd.config.rules_of_policy import of_recipe, policy_problems
+from llmkd.config.rules_of_rewards import reward_problems
+from llmkd.config.rules_of_tasks import task_problems
 from llmkd.config.rules_of_terms import NOT_NEGATIVE, UNIT, schedule_problems, token_weight_problems
 from llmkd.config.sections import (
+    POLICY_TERMS,
     TEACHERLESS_TERMS,
     DatasetSource,
     Mask,
@@ -37,10 +42,16 @@ def problems(recipe: Recipe) -> Iterator[Problem]:
     yield from _shapes_of_objective(recipe)
     if not any(term.weight for term in recipe.objective.terms.values()):
         yield "objective.terms", "every weight is 0, so nothing is trained: give one term a weight above 0"
-    if recipe.rewards:
+    yield from of_recipe(recipe)
+    yield from onpolicy_problems(recipe)
+    yield from reward_problems(recipe.rewards)
+    yield from task_problems(recipe.eval.tasks)
+    if recipe.rewards and recipe.train.method != "rl":
         yield "rewards", f"read by method: rl only, not by {recipe.train.method}: leave the section out"
     if recipe.eval.baseline and recipe.train.method == "sft":
         yield "eval.baseline", "true, but method: sft is that baseline itself: leave it out"
+    if recipe.eval.baseline and recipe.train.method == "onpolicy":
+        yield "eval.baseline", "true, but its training on the data has other options: make it a recipe of its own"
 
 
 def _name(path: str, name: str) -> Iterator[Problem]:
@@ -117,7 +128,9 @@ def _shapes_of_objective(recipe: Recipe) -> Iterator[Problem]:
 
 
 def _term(path: str, term: Term, recipe: Recipe) -> Iterator[Problem]:
-    for name, sentence in knob_problems(term.term, term.knobs):
+    if recipe.train.method == "rl" or term.term in POLICY_TERMS:
+        yield from policy_problems(path, term, recipe)
+    for name, sentence in knob_problems(term.term, term.knobs) if term.term in TERMS else ():
         foreign = name in EXPLAINED and name not in TERMS[term.term].knobs
         yield f"{path}.{name}", f"{sentence}; {EXPLAINED[name]}" if foreign else sentence
     for name in ("weight", "t"):
@@ -125,7 +138,7 @@ def _term(path: str, term: Term, recipe: Recipe) -> Iterator[Problem]:
             yield from schedule_problems(f"{path}.{name}", value, UNIT if name == "t" else NOT_NEGATIVE)
     if term.token_weight is not None:
         yield from token_weight_problems(f"{path}.token_weight", term)
-    if term.mask is not None:
+    if isinstance(term.mask, Mask):
         yield from _mask(f"{path}.mask", term.mask, {source.domain for source in recipe.data.datasets})
     if recipe.train.method == "sft" and term.term != "cross_entropy":
         yield f"{path}.term", f"{term.term} is not allowed with method: sft: use cross_entropy, or method: offpolicy"

@@ -16,6 +16,7 @@ from pydantic import (
     field_validator,
 )
 
+from llmkd.config.rewards_section import Reward
 from llmkd.config.values import number_from_text, shown
 from llmkd.terms import TERMS, TermName
 
@@ -143,9 +144,12 @@ class Teacher(Section):
     )
 
 
+TASKS_PATH = "llmkd/tasks"  # problems that are made, in place of rows that are read
+
+
 class DatasetSource(Section):
-    path: str = Field(description="local file or folder, hub data set, or llmkd/quickstart")
-    name: str | None = Field(default=None, description="configuration of the data set")
+    path: str = Field(description="local file or folder, hub data set, llmkd/quickstart, or llmkd/tasks")
+    name: str | None = Field(default=None, description="configuration of the data set, or the task")
     split: str = Field(default="train", description="split to read")
     domain: str = Field(default="all", description="domain its rows count to; two sources may share one")
     weight: float | None = Field(default=None, gt=0, description="share when drawing, with sampling.kind: weighted")
@@ -155,6 +159,16 @@ class DatasetSource(Section):
     columns: dict[str, str] | None = Field(
         default=None, description="our column: theirs; ours are messages, prompt, completion, text"
     )
+    options: dict[str, Any] | None = Field(
+        default=None, description="llmkd/tasks: the task's difficulty, and the seed of its problems (default 0)"
+    )
+
+    @field_validator("options")
+    @classmethod
+    def _is_of_task(cls, value: dict[str, Any] | None, info: ValidationInfo) -> dict[str, Any] | None:
+        if value is not None and info.data.get("path", TASKS_PATH) != TASKS_PATH:
+            raise ValueError(f"read by path: {TASKS_PATH} only, not by {shown(info.data['path'])}: leave it out")
+        return value
 
 
 class Sampling(Section):
@@ -219,8 +233,21 @@ class Mask(Section):
         return value
 
 
+PolicyTermName = Literal["grpo", "nft"]
+AnyTermName = Literal[(*get_args(TermName), *get_args(PolicyTermName))]
+POLICY_TERMS: tuple[str, ...] = get_args(PolicyTermName)
+SampleMask = Literal["correct", "incorrect", "group_all_wrong"]
 # Terms that read no teacher; every other term needs one.
-TEACHERLESS_TERMS = frozenset(name for name, row in TERMS.items() if not row.needs_teacher)
+TEACHERLESS_TERMS = frozenset(name for name, row in TERMS.items() if not row.needs_teacher) | {*POLICY_TERMS}
+
+
+def _name_or_section(value: object) -> str:
+    return "<section>" if isinstance(value, dict | BaseModel) else "<name>"
+
+
+MaskOrName = Annotated[
+    Annotated[Mask, Tag("<section>")] | Annotated[SampleMask, Tag("<name>")], Discriminator(_name_or_section)
+]
 
 
 class TokenWeight(Section):
@@ -234,15 +261,19 @@ class TokenWeight(Section):
 
 
 class Term(Section):
-    term: TermName = Field(
-        description="the loss, by its name", json_schema_extra={"not_built": ["grpo", "sinkhorn", "features"]}
+    term: AnyTermName = Field(
+        description="the loss, by its name; grpo and nft: of method rl",
+        json_schema_extra={"not_built": ["sinkhorn", "features"]},
     )
     weight: NumberOrSchedule = Field(default=1.0, description="factor of the term: a number or a schedule")
-    mask: Mask | None = Field(
+    mask: MaskOrName | None = Field(
         default=None,
-        description="which counted tokens the term reads; null is all",
-        json_schema_extra={"not_built": ["incorrect", "group_all_wrong"]},
+        description="which counted tokens the term reads; method rl: correct, incorrect, group_all_wrong; null is all",
     )
+    estimator: Literal["k1_reward", "k2", "k3", "exact", "topk"] | None = Field(
+        default=None, description="method rl: how reverse_kl is made on the student's samples; null is k2"
+    )
+    k: int | None = Field(default=None, ge=1, description="estimator topk: likeliest tokens, default 64")
     normalize: Literal["all", "kept"] = Field(
         default="all", description="divide by all counted tokens, or by those the mask keeps"
     )
@@ -285,20 +316,42 @@ class Objective(Section):
 
 
 class Train(Section):
-    method: Literal["sft", "offpolicy"] = Field(
+    method: Literal["sft", "offpolicy", "onpolicy", "rl"] = Field(
         description="the trainer",
-        json_schema_extra={"not_built": ["onpolicy", "rl", "nft", "classification"]},
+        json_schema_extra={"not_built": ["classification"]},
     )
     options: dict[str, Any] = Field(default_factory=dict, description="fields of the method's config")
 
 
 class EvalTask(Section):
-    task: Literal["arithmetic"] = Field(description="the task")
+    task: Literal["arithmetic", "countdown", "knights_and_knaves", "zebra", "programs"] = Field(description="the task")
+    name: str | None = Field(default=None, description="what its results are called; null is the task's name")
     levels: list[Annotated[int, Field(ge=1, le=4)]] | None = Field(
-        default=None, min_length=1, description="difficulty levels, 1 to 4; null is all"
+        default=None, min_length=1, description="arithmetic: difficulty levels, 1 to 4; null is all"
     )
-    n: int = Field(default=100, ge=1, description="number of problems")
+    options: dict[str, Any] | None = Field(
+        default=None, description="other tasks: the difficulty, as in data.datasets, and a seed of the problems"
+    )
+    n: int = Field(default=100, ge=1, description="number of problems; of arithmetic without samples, of each level")
+    samples: int = Field(default=0, ge=0, description="completions of a problem, at temperature 1; 0 is one, greedy")
+    k: list[Annotated[int, Field(ge=1)]] | None = Field(
+        default=None, min_length=1, description="the k of pass@k, each at most samples; null is [1]"
+    )
     max_new_tokens: int = Field(default=128, ge=1, description="longest completion")
+
+    @property
+    def label(self) -> str:
+        return self.name or self.task
+
+    @property
+    def by_level(self) -> bool:
+        """Whether it is measured by exact match, level by level, in place of pass@k."""
+        return self.task == "arithmetic" and self.samples == 0
+
+    @property
+    def difficulty(self) -> dict[str, Any]:
+        """Its options, as the table of tasks takes them."""
+        return {"levels": self.levels} if self.levels else self.options or {}
 
 
 class Eval(Section):
@@ -318,7 +371,7 @@ class Recipe(Section):
     teachers: list[Teacher] = Field(default_factory=list, description="the models it learns from")
     data: Data = Field(description="what it is trained on")
     objective: Objective = Field(description="the loss: a sum of terms (method sft: may be left out)")
-    rewards: list[Any] = Field(default_factory=list, description="read by method: rl only, which is not built yet")
+    rewards: list[Reward] = Field(default_factory=list, description="what completions are graded by (rl, nft)")
     train: Train = Field(description="method, and the fields of the method's config")
     eval: Eval = Field(default_factory=Eval, description="what is measured during and after training")
 

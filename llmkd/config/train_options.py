@@ -53,6 +53,7 @@ RANGES: dict[str, Range] = {
     "num_train_epochs": _POSITIVE,
     "max_steps": Range(1, whole=True, also=-1),
     "max_length": Range(2, whole=True),
+    "lmbda": Range(0, 1),
     "warmup_ratio": Range(0, 1),
     "warmup_steps": _NOT_NEGATIVE,
     "weight_decay": _NOT_NEGATIVE,
@@ -68,6 +69,12 @@ RANGES: dict[str, Range] = {
     "dataloader_num_workers": Range(0, whole=True),
 }
 
+# Fields of a method's own that mean something else, or nothing, in the others.
+OF_METHOD: dict[str, tuple[str, ...]] = {
+    "onpolicy": ("temperature", "lmbda"),
+    "rl": ("temperature", "loss_type", "beta"),
+}
+
 _WORDS = {
     str: "text",
     bool: "true or false",
@@ -79,7 +86,7 @@ _WORDS = {
 
 
 def check_options(
-    options: Mapping[str, Any], train_fields: Mapping[str, TrainField] | None
+    options: Mapping[str, Any], train_fields: Mapping[str, TrainField] | None, method: str = ""
 ) -> tuple[dict[str, Any], list[tuple[str, str]]]:
     """Convert the options of `train`.
 
@@ -89,7 +96,7 @@ def check_options(
     converted: dict[str, Any] = {}
     problems: list[tuple[str, str]] = []
     for key, value in options.items():
-        misplaced = _misplaced(key, train_fields)
+        misplaced = _misplaced(key, train_fields, method)
         if misplaced is not None:
             problems.append((str(key), misplaced))
             continue
@@ -99,12 +106,14 @@ def check_options(
     return converted, problems
 
 
-def _misplaced(key: object, train_fields: Mapping[str, TrainField] | None) -> str | None:
+def _misplaced(key: object, train_fields: Mapping[str, TrainField] | None, method: str) -> str | None:
     """Why the key may not stand in `train`, None where it may."""
     if not isinstance(key, str):
         return f"{shown(key)} is not text: put the key in quotes"
     if key == "hub_token":  # a field of every trainer's config, but a secret
         return unknown_key("train", key, (), train_names=None)
+    if key in OF_METHOD.get(method, ()):
+        return None
     place = owner(key)
     if place is not None:
         return f"belongs to {place}: write it there"

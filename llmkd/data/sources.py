@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import datasets
-from datasets import Dataset, IterableDataset
+from datasets import Dataset, Features, IterableDataset, Json, List, Value
 
 from llmkd.data.faults import first_fault
 from llmkd.data.render import FORMATS, row_format
@@ -23,14 +23,15 @@ if TYPE_CHECKING:
     AnyDataset = Dataset | IterableDataset
 
 EMBEDDED = "llmkd/quickstart"
+TASKS = "llmkd/tasks"
 KINDS = {".jsonl": "json", ".json": "json", ".parquet": "parquet", ".txt": "text"}
 DOCUMENT_BREAK = "<|endoftext|>"
 SPLITS = ("train", "test", "validation", "valid", "val", "dev", "eval", "heldout")
 
 
-def load(source: DatasetSource, *, where: str, numbers: Sequence[str] = ()) -> AnyDataset:
+def load(source: DatasetSource, *, where: str, numbers: Sequence[str] = (), prompts: bool = False) -> AnyDataset:
     """The rows of one source, with its columns renamed and checked, at most `max_rows` of them. `numbers` names columns
-    that are read beside the text.
+    that are read beside the text; `prompts`: rows of prompts alone will do.
 
     `path` is one of:
 
@@ -40,7 +41,9 @@ def load(source: DatasetSource, *, where: str, numbers: Sequence[str] = ()) -> A
       `data_files` (a name or pattern, a list of them, or either for each split) chooses among them;
     * a folder that `Dataset.save_to_disk` wrote;
     * the name of a data set of the hub (`name` is its configuration);
-    * `llmkd/quickstart` with `name` code, prose or math.
+    * `llmkd/quickstart` with `name` code, prose or math;
+    * `llmkd/tasks` with `name` a task of `llmkd.data.tasks.table`, `max_rows` problems of it: made, not read, as
+      `options` say (its difficulty and a `seed`). Columns: prompt, completion, answer (for the task's grader), task.
 
     A file has one split, which `split` may slice: `train[:95%]`.
 
@@ -54,13 +57,15 @@ def load(source: DatasetSource, *, where: str, numbers: Sequence[str] = ()) -> A
         )
     if path == EMBEDDED:
         dataset = _embedded(source, where)
+    elif path == TASKS:
+        dataset = _problems(source, where)
     elif _is_local(path):
         dataset = _local(source, Path(path).expanduser(), where)
     else:
         dataset = _hub(source, where)
     columns = _columns(dataset, where)
     _refuse_no_column(numbers, columns, where)
-    dataset = _renamed(dataset, columns, source.columns or {}, where, numbers)
+    dataset = _renamed(dataset, columns, source.columns or {}, where, numbers, prompts)
     if source.max_rows is None:
         return dataset
     if isinstance(dataset, IterableDataset):
@@ -85,7 +90,7 @@ def _refuse_no_column(wanted: Iterable[str], columns: list[str], where: str) -> 
 
 
 def _renamed(
-    dataset: AnyDataset, columns: list[str], wanted: dict[str, str], where: str, numbers: Sequence[str]
+    dataset: AnyDataset, columns: list[str], wanted: dict[str, str], where: str, numbers: Sequence[str], prompts: bool
 ) -> AnyDataset:
     """`wanted` names our columns and theirs. If they make up a whole format, it is the one that is used."""
     _refuse_no_column(wanted.values(), columns, where)
@@ -96,6 +101,8 @@ def _renamed(
     renaming = {theirs: ours for ours, theirs in wanted.items() if ours != theirs}
     dataset = dataset.rename_columns(renaming) if renaming else dataset
     found = [renaming.get(column, column) for column in columns if column not in unused]
+    if prompts and {"prompt", "messages"} & set(found):
+        return dataset
     if row_format(found) is None:
         raise ValueError(
             f"{where}: found the columns {sorted(found)}; accepted are {FORMATS}. Rename them with "
@@ -113,6 +120,22 @@ def _embedded(source: DatasetSource, where: str) -> AnyDataset:
     except (ValueError, KeyError) as error:
         raise ValueError(f"{where}: {EMBEDDED}: {error.args[0] if error.args else error}") from None
     dataset = _sliced(Dataset.from_list(rows), source.split, base, where)
+    return dataset.to_iterable_dataset() if source.streaming else dataset
+
+
+def _problems(source: DatasetSource, where: str) -> AnyDataset:
+    from llmkd.data.tasks import table
+
+    if source.max_rows is None:
+        raise ValueError(f"{where}.max_rows: a task has no end of rows; say how many problems to make")
+    try:
+        rows = table.rows(source.name, source.max_rows, source.split, source.options or {})
+    except ValueError as error:
+        raise ValueError(f"{where}: {TASKS}: {error}") from None
+    message = List({"role": Value("string"), "content": Value("string")})
+    # As JSON an answer keeps its keys: one schema for all rows would give each puzzle the people of all others.
+    features = {"prompt": message, "completion": message, "answer": Json(), "task": Value("string")}
+    dataset = Dataset.from_list(rows, features=Features(features))
     return dataset.to_iterable_dataset() if source.streaming else dataset
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -57,14 +57,21 @@ def arithmetic_by_level(
     model: nn.Module, tokenizer: Any, levels: Sequence[int], n: int, max_new_tokens: int
 ) -> dict[str, float]:
     """Share of ``n`` unseen problems of each level whose final answer is right, in [0, 1]."""
-    share: dict[str, float] = {}
+    found = solved_by_level(model, tokenizer, levels, n, max_new_tokens)
+    return {level: sum(right) / len(right) for level, right in found.items()}
+
+
+def solved_by_level(
+    model: nn.Module, tokenizer: Any, levels: Sequence[int], n: int, max_new_tokens: int
+) -> dict[str, list[bool]]:
+    """For each of ``n`` unseen problems of each level whether the final answer is right."""
+    found: dict[str, list[bool]] = {}
     for level in levels:
         problems = arithmetic.problems(EVALUATION_SEED, n, [level], "heldout")
         prompts = [render_question(tokenizer, p["question"]) for p in problems]
         texts = complete(model, tokenizer, prompts, max_new_tokens)
-        right = [arithmetic.is_correct(t, p["answer"]) for t, p in zip(texts, problems, strict=True)]
-        share[str(level)] = sum(right) / len(right)
-    return share
+        found[str(level)] = [arithmetic.is_correct(t, p["answer"]) for t, p in zip(texts, problems, strict=True)]
+    return found
 
 
 def render_question(tokenizer: Any, question: str) -> str:
@@ -73,6 +80,3 @@ def render_question(tokenizer: Any, question: str) -> str:
         return question + "\n"
     messages = [{"role": "user", "content": question}]
     return tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
-
-
-TASKS: dict[str, Callable[..., dict[str, float]]] = {"arithmetic": arithmetic_by_level}

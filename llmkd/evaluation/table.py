@@ -8,14 +8,20 @@ from typing import Any
 from rich.table import Table
 
 from llmkd.build import Job
+from llmkd.config import EvalTask
 from llmkd.data.tasks.arithmetic import LEVELS
-from llmkd.evaluation.exact_match import TASKS
+from llmkd.evaluation import intervals
+from llmkd.evaluation.exact_match import solved_by_level
+from llmkd.evaluation.labels import task_label
+from llmkd.evaluation.pass_at import pass_at, solved
 from llmkd.modelling import parameter_count
 from llmkd.trainers.held_out import HeldOut, measure
 from llmkd.trl_compat import whole_for_generation
 
 Result = dict[str, Any]
-"""``parameters``, ``held_out`` {domain: {measure: value}}, ``tasks`` {task: {level: share}}, ``tokens``, ``seconds``"""
+"""``parameters``, ``held_out`` {domain: {measure: value}}, ``tasks`` {name: {level or pass@k: share}},
+``task_intervals`` {name: {level or pass@k: {value, low, high, n}}} of 95% over the n problems, ``tokens``,
+``seconds``"""
 
 
 def student_result(job: Job, seconds: float) -> Result:
@@ -29,7 +35,7 @@ def student_result(job: Job, seconds: float) -> Result:
     return {
         "parameters": parameter_count(trainer.model),
         "held_out": held,
-        "tasks": tasks,
+        **tasks,
         "tokens": int(trainer.tokens_seen),
         "seconds": round(seconds, 1),
     }
@@ -43,7 +49,7 @@ def teacher_results(job: Job, yardstick: Any) -> dict[str, Result]:
         held = {h.domain: measure(wrapped, h, {}, yardstick, job.trainer.accelerator) for h in _plain(job, name)}
         with whole_for_generation(wrapped, job.trainer.accelerator) as model:
             tasks = run_tasks(model, job.tokenizer, job.recipe.eval.tasks)
-        out[name] = {"parameters": parameter_count(teacher.model), "held_out": held, "tasks": tasks}
+        out[name] = {"parameters": parameter_count(teacher.model), "held_out": held, **tasks}
     return out
 
 
@@ -52,8 +58,22 @@ def _plain(job: Job, name: str) -> Sequence[HeldOut]:
     return [] if job.teachers[name].own_rendering else job.held_out
 
 
-def run_tasks(model: Any, tokenizer: Any, tasks: Sequence[Any]) -> dict[str, dict[str, float]]:
-    return {t.task: TASKS[t.task](model, tokenizer, t.levels or LEVELS, t.n, t.max_new_tokens) for t in tasks}
+def run_tasks(model: Any, tokenizer: Any, tasks: Sequence[EvalTask]) -> Result:
+    """``tasks`` and ``task_intervals`` of a result."""
+    found = {task.label: _run_task(model, tokenizer, task) for task in tasks}
+    return {
+        "tasks": {name: {measure: share.value for measure, share in of.items()} for name, of in found.items()},
+        "task_intervals": {name: {m: share.as_json() for m, share in of.items()} for name, of in found.items()},
+    }
+
+
+def _run_task(model: Any, tokenizer: Any, task: EvalTask) -> dict[str, intervals.Estimate]:
+    if task.by_level:
+        levels = solved_by_level(model, tokenizer, task.levels or LEVELS, task.n, task.max_new_tokens)
+        return {level: intervals.mean(right) for level, right in levels.items()}
+    right = solved(model, tokenizer, task.task, task.n, samples=task.samples, max_new_tokens=task.max_new_tokens,
+                   options=task.difficulty)  # fmt: skip
+    return {f"pass@{k}": intervals.mean(pass_at(k, right)) for k in task.k or [1]}
 
 
 def table(results: Mapping[str, Result]) -> Table:
@@ -78,11 +98,9 @@ def rows(results: Mapping[str, Result]) -> list[tuple[str, list[str]]]:
             if any(c != "-" for c in cells):
                 out.append((f"{label}: {domain}", cells))
     for task in dict.fromkeys(t for m in models for t in m["tasks"]):
-        for level in dict.fromkeys(level for m in models for level in m["tasks"].get(task, {})):
-            shares = [m["tasks"].get(task, {}).get(level) for m in models]
-            out.append(
-                (f"{task} level {level}: exact match", ["-" if s is None else f"{100 * s:.0f}%" for s in shares])
-            )
+        for key in dict.fromkeys(key for m in models for key in m["tasks"].get(task, {})):
+            shares = [m["tasks"].get(task, {}).get(key) for m in models]
+            out.append((task_label(task, key), [_percent(share, key) for share in shares]))
     out.append(("tokens seen", [f"{m['tokens']:,}" if m.get("tokens") else "-" for m in models]))
     out.append(("seconds", [f"{m['seconds']:.0f}" if m.get("seconds") else "-" for m in models]))
     return out
@@ -102,6 +120,11 @@ def _measures(models: Sequence[Result]) -> list[tuple[str, str]]:
 def markdown(results: Mapping[str, Result]) -> str:
     lines = ["| | " + " | ".join(results) + " |", "|---|" + "---:|" * len(results)]
     return "\n".join(lines + [f"| {label} | " + " | ".join(cells) + " |" for label, cells in rows(results)])
+
+
+def _percent(share: float | None, measure: str) -> str:
+    """A mean over samples moves in smaller steps than a share of answers."""
+    return "-" if share is None else f"{100 * share:.{int(measure.startswith('pass@'))}f}%"
 
 
 def _number(value: float | None) -> str:

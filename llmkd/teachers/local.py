@@ -56,3 +56,24 @@ def _spread(hidden: Tensor, kept: Tensor) -> Tensor:
     out = hidden.new_zeros(kept.shape[0], hidden.shape[1])
     out[kept] = hidden
     return out
+
+
+@dataclass
+class WithoutAdapters:
+    """The student as it was before its adapters, ``model`` with them switched off: a teacher that takes no memory."""
+
+    name: str
+    model: nn.Module
+    own_rendering: bool = False
+    wrapped: nn.Module | None = None
+
+    @torch.no_grad()
+    def score(self, batch: Batch) -> Signals:
+        """Hidden states ``[N, H]`` for the batch's counted tokens, and the head, which has no adapter."""
+        was_training = self.model.training
+        self.model.eval()
+        try:
+            with self.model.disable_adapter():  # type: ignore[operator]
+                return States(hidden_states(self.model, batch), head_of(self.model))
+        finally:
+            self.model.train(was_training)

@@ -73,6 +73,24 @@ def measure(
     return found
 
 
+def evaluate(trainer: Any) -> dict[str, float]:
+    """Every held-out set of a trainer: ``eval_<domain>/ce``, ``/bits_per_byte``, and with a teacher ``/kl``,
+    ``/agreement``; and their means over the domains, logged."""
+    metrics: dict[str, float] = {}
+    was_training = trainer.model.training
+    trainer.model.eval()
+    for held_out in trainer.held_out:
+        found = measure(trainer.model_wrapped, held_out, trainer.teachers, trainer.yardstick, trainer.accelerator)
+        metrics |= {f"eval_{held_out.domain}/{name}": value for name, value in found.items()}
+    for name in {key.split("/")[-1] for key in metrics}:
+        values = [v for key, v in metrics.items() if key.endswith(f"/{name}")]
+        metrics[f"eval_mean/{name}"] = sum(values) / len(values)
+    trainer.log(dict(metrics))
+    trainer.control = trainer.callback_handler.on_evaluate(trainer.args, trainer.state, trainer.control, metrics)
+    trainer.model.train(was_training)
+    return metrics
+
+
 def _tally(
     wrapped: nn.Module, student: nn.Module, batch: Batch, signals: Any, yardstick: Loss, accelerator: Any
 ) -> dict[str, Tensor]:

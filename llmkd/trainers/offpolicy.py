@@ -17,14 +17,14 @@ from torch import Tensor, nn
 from torch.utils.data import Sampler
 from trl import SFTTrainer
 
-from llmkd.backbone import head_module, head_of, hidden_states, through
 from llmkd.trainers.callbacks import MetricsFile, Unlogged
 from llmkd.trainers.checkpoints import read_mark, save_checkpoint
-from llmkd.trainers.held_out import HeldOut, measure
+from llmkd.trainers.held_out import HeldOut, evaluate
+from llmkd.trainers.objective_loss import objective_loss, tell_schedules, unlogged
 from llmkd.trainers.optimizers import check_whole_parameters, muon_adamw
 from llmkd.trainers.tallies import Tallies
 from llmkd.trl_compat import whole_for_generation
-from llmkd.types import Batch, Loss, Tally, Teacher
+from llmkd.types import Batch, Loss, Teacher
 
 
 class OffPolicyTrainer(SFTTrainer):
@@ -99,31 +99,7 @@ class OffPolicyTrainer(SFTTrainer):
         """This micro-batch's share of the step's loss, times the ranks over which gradients will be averaged."""
         assert not return_outputs, "there are no logits to return"
         assert num_items_in_batch is not None, "the counts of the step are needed"
-        signals = {name: self.teachers[name].score(inputs) for name in self.objective.teacher_names}
-        student = self.accelerator.unwrap_model(model)
-        measured: Tally = {}
-        exact: list[Tensor] = []
-
-        def at_head(hidden: Tensor) -> Tensor:
-            loss, tally = self.objective(
-                hidden, head_of(student), signals, inputs, num_items_in_batch, step=self.state.global_step
-            )
-            measured.update(tally)
-            exact.append(loss.detach())
-            return loss
-
-        def forward() -> Tensor:
-            with self.accelerator.autocast():
-                hidden = hidden_states(student, inputs)
-                return through(head_module(student), head_module(student), at_head, hidden)
-
-        loss = through(model, student, forward)
-        self.measured.add(measured)
-        if self.objective.adaptive:
-            self.of_step.add({f"{name}/value": measured[f"{name}/value"] for name in self.objective.adaptive})
-        if loss.dtype != exact[0].dtype:  # FSDP2 rounds what leaves a module: the value is put back
-            loss = exact[0] + (loss - loss.detach()).to(exact[0].dtype)
-        return loss * self.accelerator.num_processes
+        return objective_loss(self, model, inputs, num_items_in_batch)
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
         if self.args.muon_learning_rate is None or self.optimizer is not None:
@@ -136,28 +112,13 @@ class OffPolicyTrainer(SFTTrainer):
         loss = super().training_step(model, inputs, num_items_in_batch)
         if self.accelerator.sync_gradients:
             self.tokens_seen += num_items_in_batch[0]
-            if self.objective.adaptive:
-                means = {n.removesuffix("/value"): v for n, v in self.of_step.take(self.accelerator).items()}
-                self.objective.observe(means, self.state.global_step + 1)
+            tell_schedules(self)
         return loss
 
     # -- evaluation, log, checkpoints --------------------------------------------------------------------------------
 
     def evaluate(self, *_: Any, **__: Any) -> dict[str, float]:
-        """Every held-out set: ``eval_<domain>/ce``, ``/bits_per_byte``, and with a teacher ``/kl``, ``/agreement``."""
-        metrics: dict[str, float] = {}
-        was_training = self.model.training
-        self.model.eval()
-        for held_out in self.held_out:
-            found = measure(self.model_wrapped, held_out, self.teachers, self.yardstick, self.accelerator)
-            metrics |= {f"eval_{held_out.domain}/{name}": value for name, value in found.items()}
-        for name in {key.split("/")[-1] for key in metrics}:
-            values = [v for key, v in metrics.items() if key.endswith(f"/{name}")]
-            metrics[f"eval_mean/{name}"] = sum(values) / len(values)
-        self.log(dict(metrics))
-        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
-        self.model.train(was_training)
-        return metrics
+        return evaluate(self)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Add what the objective measured since the last line of training."""
@@ -175,12 +136,7 @@ class OffPolicyTrainer(SFTTrainer):
         super()._save(output_dir, None if plugin is not None and plugin.zero_stage < 3 else state_dict)
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
-        unlogged = {
-            "since": self._globalstep_last_logged,
-            "loss": float(self.accelerator.reduce(self._tr_loss.clone(), reduction="mean")),
-            "measured": self.measured.total(self.accelerator),
-        }
-        mark = {"tokens_seen": int(self.tokens_seen), "seconds": self.seconds(), "unlogged": unlogged,
+        mark = {"tokens_seen": int(self.tokens_seen), "seconds": self.seconds(), "unlogged": unlogged(self),
                 "objective": self.objective.state()}  # fmt: skip
         save_checkpoint(self, lambda: super(SFTTrainer, self)._save_checkpoint(model, trial), mark)
 

@@ -1,9 +1,10 @@
-"""What the ``train`` section of an off-policy recipe may say: the fields of TRL's SFTConfig, and our few."""
+"""What the ``train`` section of a recipe may say: the fields of TRL's config of the method, and our few."""
 
 from __future__ import annotations
 
 import types
 import typing
+from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from enum import Enum
 from importlib.util import find_spec
@@ -13,6 +14,9 @@ import torch
 from trl import SFTConfig
 
 from llmkd.config import Recipe, TrainField
+from llmkd.trainers import onpolicy_settings, rl_settings
+from llmkd.trainers.onpolicy_settings import OnPolicySettings
+from llmkd.trainers.rl_settings import RLSettings
 
 
 @dataclass
@@ -65,17 +69,30 @@ CHOICES = {
 }
 
 
-def train_fields() -> dict[str, TrainField]:
-    """The fields that the ``train`` section may hold, as the configuration checks them."""
-    hints = typing.get_type_hints(OffPolicySettings)
+Settings = OffPolicySettings | OnPolicySettings | RLSettings
+OF_METHOD: dict[str, type[Settings]] = {"onpolicy": OnPolicySettings, "rl": RLSettings}
+
+
+def settings_class(method: str) -> type[Settings]:
+    return OF_METHOD.get(method, OffPolicySettings)
+
+
+def train_fields(method: str = "offpolicy") -> dict[str, TrainField]:
+    """The fields that the ``train`` section may hold with a method, as the configuration checks them."""
+    kind = settings_class(method)
+    own = {"onpolicy": onpolicy_settings, "rl": rl_settings}.get(method)
+    without = NOT_IN_A_RECIPE | (own.NOT_IN_A_RECIPE if own else set())
+    without -= {"loss_type"} if method == "rl" else set()
+    choices = own.CHOICES if own else CHOICES
+    hints = typing.get_type_hints(kind)
     found = {}
-    for spec in fields(OffPolicySettings):
-        if spec.init and spec.name not in NOT_IN_A_RECIPE and not spec.name.startswith("hub_"):
-            found[spec.name] = _field(spec.name, hints[spec.name])
+    for spec in fields(kind):
+        if spec.init and spec.name not in without and not spec.name.startswith("hub_"):
+            found[spec.name] = _field(kind, spec.name, hints[spec.name], choices)
     return found
 
 
-def _field(name: str, hint: Any) -> TrainField:
+def _field(settings: type[Settings], name: str, hint: Any, given: Mapping[str, tuple[str, ...]]) -> TrainField:
     kinds: list[type] = []
     choices: list[str] = []
     nullable = False
@@ -90,9 +107,9 @@ def _field(name: str, hint: Any) -> TrainField:
             choices += [str(a) for a in typing.get_args(member)]
         else:
             kinds.append(typing.get_origin(member) or member)
-    default = OffPolicySettings.__dataclass_fields__[name].default
-    allowed = CHOICES.get(name) or tuple(dict.fromkeys(choices)) or None
-    if allowed and name not in CHOICES and set(kinds) != {str}:
+    default = settings.__dataclass_fields__[name].default
+    allowed = given.get(name) or tuple(dict.fromkeys(choices)) or None
+    if allowed and name not in given and set(kinds) != {str}:
         allowed = None if not choices else allowed
     return TrainField(name, tuple(dict.fromkeys(kinds)), nullable or default is None, allowed)
 
@@ -106,7 +123,7 @@ def _members(hint: Any) -> list[Any]:
     return [hint]
 
 
-def settings_of(recipe: Recipe) -> OffPolicySettings:
+def settings_of(recipe: Recipe) -> Any:
     """The trainer's settings of a recipe.  ValueError where the machine or the combination refuses them."""
     options = dict(recipe.train.options)
     _check_precision(options)
@@ -127,7 +144,7 @@ def settings_of(recipe: Recipe) -> OffPolicySettings:
         hub = {"hub_model_id": run.hub.model_id, "hub_private_repo": run.hub.private,
                "push_to_hub": run.hub.push == "checkpoint", "hub_strategy": "checkpoint"}  # fmt: skip
     try:
-        return OffPolicySettings(
+        return settings_class(recipe.train.method)(
             output_dir=run.output_dir, run_name=run.name, seed=run.seed, data_seed=run.seed,
             report_to=run.report_to, **hub, **options,
         )  # fmt: skip

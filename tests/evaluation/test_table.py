@@ -50,6 +50,12 @@ def test_exact_match_of_zero_is_no_dash() -> None:
     assert cells("arithmetic level 2: exact match") == ["88%", "-"]
 
 
+def test_pass_at_k_is_named_after_the_task_and_keeps_a_digit() -> None:
+    solves = {"parameters": 1, "held_out": {}, "tasks": {"hard": {"pass@1": 0.0125, "pass@8": 0.1}}}
+    assert cells("hard: pass@1", {"teacher": TEACHER, "student": solves}) == ["-", "1.2%"]
+    assert cells("hard: pass@8", {"teacher": TEACHER, "student": solves}) == ["-", "10.0%"]
+
+
 def test_domain_that_one_model_lacks_is_a_dash() -> None:
     other = {"parameters": 1, "held_out": {"math": {"ce": 0.5}}, "tasks": {}}
     assert cells("nats per token: math", {"student": STUDENT, "other": other}) == ["-", "0.500"]

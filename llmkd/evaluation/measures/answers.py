@@ -43,14 +43,15 @@ def measure_answers(subjects: Subjects, teacher: str) -> Found:
     ``rationale_bleu``: corpus BLEU (sacrebleu, 0 to 100) of the student's completions against the teacher's, 100 where
     all are the same.  ``resampled_teacher/...``: the teacher's second sample against its first.  Intervals by problem.
     """
-    problems = [problem | {"task": task} for task in subjects.tasks for problem in problems_of(task)]
+    tasks = [task for task in subjects.tasks if task.task == "arithmetic"]
+    problems = [problem | {"task": task} for task in tasks for problem in problems_of(task)]
     if not problems:
-        why = "there is no task with a final answer (eval.tasks)"
+        why = "there is no task with a final answer to compare (eval.tasks: arithmetic)"
         return Found({}, {"labels": {}, "left_out": dict.fromkeys(("answer_agreement", "rationale_bleu"), why)})
     texts = _texts(subjects, teacher, problems)
     metrics, left_out = compared(texts, [problem["answer"] for problem in problems])
     items = [
-        {"task": p["task"].task, "level": p["level"], "question": p["question"], "answer": p["answer"],
+        {"task": p["task"].label, "level": p["level"], "question": p["question"], "answer": p["answer"],
          "completions": {who: found[i] for who, found in texts.items()}}
         for i, p in enumerate(problems)
     ]  # fmt: skip
@@ -68,8 +69,10 @@ def measure_answers(subjects: Subjects, teacher: str) -> Found:
 
 
 def problems_of(task: EvalTask) -> list[dict[str, Any]]:
-    """The problems that the run's own evaluation asks, level by level."""
+    """The problems of arithmetic that the run's own evaluation asks: with samples n over all levels, else of each."""
     levels = task.levels or arithmetic.LEVELS
+    if task.samples:
+        return arithmetic.problems(EVALUATION_SEED, task.n, levels, "heldout")
     return [p for level in levels for p in arithmetic.problems(EVALUATION_SEED, task.n, [level], "heldout")]
 
 

@@ -138,7 +138,7 @@ def recipe_of_run(
         raise ValueError(
             f"{folder}: the run has not ended (no summary.json): wait for it, or go on with it (run.resume=auto)"
         )
-    recipe = config.load(folder / "recipe.yaml", train_fields=train_fields())
+    recipe = config.load(folder / "recipe.yaml", train_fields=train_fields)
     if teacher is not None:
         recipe = recipe.model_copy(update={"teachers": [Teacher(model_name_or_path=teacher)]})
     if needs_teacher and not recipe.teachers:
@@ -195,7 +195,7 @@ def _baseline(given: str) -> Saved:
         return Student(model_name_or_path=given, dtype="auto"), None
     if finished(folder) is None:
         raise ValueError(f"{folder}: the baseline's run has not ended (no summary.json): wait for it, or go on with it")
-    return _saved_student(config.load(folder / "recipe.yaml", train_fields=train_fields()), folder)
+    return _saved_student(config.load(folder / "recipe.yaml", train_fields=train_fields), folder)
 
 
 def _subjects(

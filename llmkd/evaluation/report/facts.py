@@ -76,8 +76,9 @@ def columns_of(runs: Sequence[Run]) -> dict[str, Mapping[str, Any]]:
 
 
 def _same(a: Mapping[str, Any], b: Mapping[str, Any]) -> bool:
-    """Whether two runs found the same, whatever time it took."""
-    return {**a, "seconds": None} == {**b, "seconds": None}
+    """Whether two runs found the same, whatever time it took. Older ones have no intervals beside their tasks."""
+    aside = {"seconds": None, "task_intervals": None}
+    return {**a, **aside} == {**b, **aside}
 
 
 def asked_and_reached(runs: Sequence[Run]) -> str:
@@ -178,7 +179,8 @@ def _held_out(run: Run) -> bool:
 
 
 def _tasks(run: Run) -> str:
-    asked = [str(task.get("task")) for task in run.of("eval", "tasks") or [] if isinstance(task, Mapping)]
+    tasks = [task for task in run.of("eval", "tasks") or [] if isinstance(task, Mapping)]
+    asked = [str(task.get("name") or task.get("task")) for task in tasks]
     there = {name for result in _results(run) for name in result.get("tasks", {})}
     missing = [name for name in asked if name not in there]
     return _both(asked, not missing) + (f": {', '.join(missing or asked)}" if asked else "")

@@ -16,6 +16,7 @@ from llmkd.config.schema import field_at, keys_of, section_class
 from llmkd.config.sections import Recipe
 from llmkd.config.values import closest, shown
 from llmkd.config.yaml_text import YamlProblem, parse
+from llmkd.evaluation import pass_at
 from llmkd.evaluation.study.loading import StudyError
 from llmkd.evaluation.study.sections import Study
 from llmkd.run import FREE_TO_CHANGE, flat, trace_of_run
@@ -39,7 +40,7 @@ class Arm:
         return flat(self.resolved.to_dict())
 
 
-def resolve(study: Study, source: Path, fields: Mapping[str, Any]) -> list[Arm]:
+def resolve(study: Study, source: Path, fields: config.TrainFields) -> list[Arm]:
     """Every arm as a recipe; fields: what ``train`` may hold.  StudyError with every arm's every problem, and where
     arms differ in more than ``varies`` says."""
     arms, problems = [], list(_varies_problems(study.varies, source, fields))
@@ -52,6 +53,7 @@ def resolve(study: Study, source: Path, fields: Mapping[str, Any]) -> list[Arm]:
             problems += [f"{where}: {problem}" for problem in error.problems]
         except StudyError as error:
             problems += error.problems
+    problems += _task_problems(arms, source)
     if problems:
         raise StudyError(list(dict.fromkeys(problems)))
     if arms:
@@ -62,8 +64,23 @@ def resolve(study: Study, source: Path, fields: Mapping[str, Any]) -> list[Arm]:
     return arms
 
 
+def _task_problems(arms: Sequence[Arm], source: Path) -> Iterator[str]:
+    """A line for each arm with a task that cannot be asked; tasks that arms share are looked at once."""
+    told: dict[str, str] = {}
+    for arm in arms:
+        tasks = arm.resolved.eval.tasks
+        if repr(tasks) not in told:
+            told[repr(tasks)] = ""
+            try:
+                pass_at.check(tasks)
+            except ValueError as error:
+                told[repr(tasks)] = str(error)
+        if told[repr(tasks)]:
+            yield f"{source}: arms.{arm.name}: {told[repr(tasks)]}"
+
+
 def arm_of(
-    study: Study, source: Path, name: str, changes: Mapping[str, Any], fields: Mapping[str, Any],
+    study: Study, source: Path, name: str, changes: Mapping[str, Any], fields: config.TrainFields,
     recipe: str | None = None, common: Mapping[str, Any] | None = None,
 ) -> Arm:  # fmt: skip
     """One arm, its budget filled in; common: changes before its own.  RecipeError for a recipe that is wrong."""
@@ -145,12 +162,12 @@ def _not_an_arms(where: str, overrides: Mapping[str, Any], study: Study) -> Iter
             yield f"{where}: {key}: {shown(overrides[key])} is given beside a budget of {shown(budget)}: leave it out"
 
 
-def _varies_problems(varies: Sequence[str], source: Path, fields: Mapping[str, Any]) -> Iterator[str]:
+def _varies_problems(varies: Sequence[str], source: Path, fields: config.TrainFields) -> Iterator[str]:
     """A line for each entry that is no key of a recipe."""
     for entry in varies:
         steps = entry.split(".")
         if steps[0] == "train":
-            names: Sequence[str] = ["method", *fields]
+            names: Sequence[str] = ["method", *_train_names(fields)]
             if len(steps) == 1 or steps[1] in names:
                 continue
         else:
@@ -163,6 +180,12 @@ def _varies_problems(varies: Sequence[str], source: Path, fields: Mapping[str, A
         prefix = ".".join([*steps[:-1], ""]) if len(steps) > 1 else ""
         advice = f"did you mean {prefix}{near}?" if near else "give a section or a key, such as objective"
         yield f"{source}: varies: {shown(entry)} is not a key of a recipe: {advice}"
+
+
+def _train_names(fields: config.TrainFields) -> list[str]:
+    """Of every method, where the fields depend on it."""
+    parts = [fields(method) for method in ("offpolicy", "onpolicy", "rl")] if callable(fields) else [fields]
+    return list(dict.fromkeys(name for part in parts for name in part))
 
 
 def check_folder(arm: Arm, run: Path, source: Path) -> Iterator[str]:

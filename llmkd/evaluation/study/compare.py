@@ -10,6 +10,7 @@ from typing import Any
 
 from rich.console import Console
 
+from llmkd.config import TrainFields
 from llmkd.evaluation.study import curves, showing, table
 from llmkd.evaluation.study.arms import Arm, check_folder, find, resolve
 from llmkd.evaluation.study.folder import locked, run_folder, write_commands, write_json, write_study
@@ -35,7 +36,7 @@ class Comparison:
     study: Study
     source: Path
     arms: list[Arm]
-    fields: Mapping[str, Any]
+    fields: TrainFields
     places: Sequence[Slot]
     console: Console
     ended: dict[tuple[str, int], Ended] = field(default_factory=dict)
@@ -56,7 +57,7 @@ def compare(
     """0 when every run has ended and the arms saw the same tokens, 1 otherwise, 130 when stopped.  StudyError for a
     mistake in the study or its recipes."""
     study = load_study(path, overrides, output_dir)
-    fields = train_fields()
+    fields = train_fields
     source = Path(path)
     work = Comparison(study, source, resolve(study, source, fields), fields, slots(jobs, gpus), _console())
     if study.search is not None:

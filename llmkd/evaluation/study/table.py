@@ -31,6 +31,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from llmkd.evaluation.intervals import LEVEL, Estimate, over_seeds
+from llmkd.evaluation.labels import task_label
 from llmkd.evaluation.study.outcomes import Outcome, Value
 
 FORM = 1
@@ -96,7 +97,7 @@ def _kind(path: str, rank: Mapping[str, int]) -> tuple[int, int]:
 def _about(path: str, value: Value) -> dict[str, Any]:
     section, name, measure = path.split(".", 2)
     if section == "tasks":
-        return {"label": f"{name} level {measure}: exact match", "better": "higher", "unit": "", "percent": True}
+        return {"label": task_label(name, measure), "better": "higher", "unit": "", "percent": True}
     if section == "eval":
         return {"label": f"{name}: {measure}", "better": value.better, "unit": value.unit, "percent": False}
     base, _, teacher = measure.partition("@")

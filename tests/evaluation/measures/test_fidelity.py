@@ -192,8 +192,17 @@ def test_details_hold_what_a_report_draws(near: Subjects) -> None:
         shares = zip(bins["forward_kl"]["student"], bins["tokens"], strict=True)
         kl = sum(mean * n for mean, n in shares if n) / one["tokens"]
         assert kl == pytest.approx(one["metrics"]["forward_kl"]["value"])
-    assert about["left_out"]["answer_agreement"] == "there is no task with a final answer (eval.tasks)"
+    why = about["left_out"]["answer_agreement"]
+    assert why == "there is no task with a final answer to compare (eval.tasks: arithmetic)"
     assert all(measure in about["labels"] for measure in MEASURES)
+
+
+def test_answers_are_compared_on_arithmetic_alone(inputs: Path) -> None:
+    """With samples its n problems are of all levels, as the run's own evaluation asks them."""
+    tasks = [{"task": "countdown", "n": 3}, {"task": "arithmetic", "name": "drawn", "samples": 2, "n": 3}]
+    found = fidelity(loaded(inputs, tasks=[EvalTask(max_new_tokens=4, **task) for task in tasks]))
+    shown = found.details["teachers"]["teacher"]["answers"]["samples"]
+    assert [(sample["task"], sample["level"]) for sample in shown] == [("drawn", 1), ("drawn", 2), ("drawn", 3)]
 
 
 def test_excerpts_show_the_tokens_of_the_first_rows(near: Subjects) -> None:

@@ -1,0 +1,162 @@
+"""A recipe of on-policy distillation -> live objects: prompts, a student that writes, teachers that listen."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from datasets import Dataset, concatenate_datasets
+from torch import nn
+from transformers import GenerationConfig, set_seed
+
+from llmkd import build, modelling
+from llmkd.build_rollouts import AS_USER, Listeners, listeners, prompt_rows
+from llmkd.config import Recipe
+from llmkd.data.collate import Collator
+from llmkd.data.completions import completions_of, rows_of_tokens
+from llmkd.data.pipeline import Prepared, Rows
+from llmkd.data.prompts import GroupedOrder
+from llmkd.data.sampling import MixtureSampler
+from llmkd.teachers.local import WithoutAdapters
+from llmkd.trainers.held_out import HeldOut
+from llmkd.trainers.onpolicy import OnPolicyTrainer, on_policy
+from llmkd.trainers.settings import settings_of
+from llmkd.trainers.teacher_samples import drawn
+from llmkd.trl_compat import whole_for_generation
+
+TEACHERS_FILE = "teacher_completions.jsonl"
+
+
+def build_onpolicy(recipe: Recipe, callbacks: list[Any] | None = None, rows: Rows | None = None) -> build.Job:
+    """Everything a run needs, or ValueError saying which key of the recipe does not fit the models or the data."""
+    args = settings_of(recipe)
+    build.check_best_metric(recipe, args)
+    set_seed(recipe.run.seed)
+    tokenizer = modelling.load_tokenizer(recipe.student)
+    student = modelling.load_student(recipe.student, tokenizer)
+    teachers = listeners(recipe, student, tokenizer)
+    domains = build.domains_of(recipe)
+    rows = rows or _rows(recipe, args, tokenizer, student, domains)
+    args = build.with_steps(args, rows.training)
+    collate = Collator(tokenizer.pad_token_id, False, pad_to_multiple_of=args.pad_to_multiple_of)
+    held_out = [HeldOut(domain, held, Collator(tokenizer.pad_token_id, False), args.eval_batch_size)
+                for domain, held in rows.held_out.items()]  # fmt: skip
+    trainer = OnPolicyTrainer(
+        model=student,
+        args=args,
+        train_dataset=rows.training.dataset,
+        processing_class=tokenizer,
+        peft_config=modelling.lora_config(recipe.student.lora, student),
+        callbacks=callbacks or [],
+        objective=build.build_objective(recipe, domains, teachers.vocabulary, args.max_steps),
+        teachers={},
+        ends=teachers.ends,
+        collate=collate,
+        order=_order(rows.training, args, recipe.run.seed),
+        held_out=held_out,
+        yardstick=build.build_yardstick(recipe, domains, teachers.vocabulary, teachers.names),
+    )
+    build.check_can_save(trainer)
+    trainer.teachers = live = teachers.live(trainer)
+    if args.seq_kd:
+        trainer.train_dataset = _of_teacher(recipe, trainer, teachers, live)
+    return build.Job(recipe, trainer, tokenizer, live, held_out, rows)
+
+
+def _rows(recipe: Recipe, args: Any, tokenizer: Any, student: nn.Module, domains: list[str]) -> Rows:
+    """Prompts, and beside each the tokens of the data's completion where some step will look at it."""
+    rows = prompt_rows(recipe, args, tokenizer, student, domains)
+    if args.lmbda == 1 or args.seq_kd:
+        return rows
+    as_user = AS_USER[args.text_prompts]
+    given = completions_of(
+        recipe.data, tokenizer, domains, max_length=args.max_length, system=args.system_prompt,
+        as_user=bool(tokenizer.chat_template) if as_user is None else as_user,
+    )  # fmt: skip
+    both = concatenate_datasets([rows.training.dataset, given], axis=1)
+    return Rows(Prepared(both, rows.training.lengths, rows.training.weights), rows.held_out, ())
+
+
+def _order(rows: Prepared, args: Any, seed: int) -> Callable[[int], GroupedOrder]:
+    times = args.gradient_accumulation_steps
+    per_step = args.train_batch_size * times * args.world_size
+
+    def order(total: int) -> GroupedOrder:
+        return GroupedOrder(MixtureSampler(rows.lengths, rows.weights, total, seed), per_step, 1, times)
+
+    return order
+
+
+# -- completions of the teacher ---------------------------------------------------------------------------------------
+
+
+def _of_teacher(recipe: Recipe, trainer: OnPolicyTrainer, teachers: Listeners, live: dict[str, Any]) -> Dataset:
+    """The prompts with what the teacher writes to those that a step on the data will draw; the others stay bare."""
+    args, prompts = trainer.args, trainer.train_dataset
+    assert isinstance(prompts, Dataset)
+    name = teachers.names[0]
+    ends, pad = teachers.ends[name], trainer.processing_class.pad_token_id
+    config = GenerationConfig(**{**trainer.generation_kwargs, "eos_token_id": ends}, disable_compile=True)
+    asked = trainer.prompt_ids(list(prompts))
+    how = {key: value for key, value in config.to_diff_dict().items() if key != "transformers_version"}
+
+    def write(rows: Sequence[int]) -> list[list[int]]:
+        return _completed(model, [asked[row] for row in rows], config, ends, pad)
+
+    said = {
+        "by": recipe.teachers[0].model_dump(), "seed": recipe.run.seed, "how": how,
+        "prompts": hashlib.sha256(json.dumps(asked).encode()).hexdigest(),
+    }  # fmt: skip
+    with _writing(live[name], trainer) as model:
+        found = drawn(
+            Path(args.output_dir) / TEACHERS_FILE, _rows_of_data_steps(trainer), said, write,
+            trainer.processing_class.decode, recipe.run.seed, trainer.accelerator,
+        )  # fmt: skip
+    own, end = set(trainer.eos_token_ids), trainer.processing_class.eos_token_id
+    written = [[end if token in ends and token not in own else token for token in found.get(row, [])]
+               for row in range(len(prompts))]  # fmt: skip
+    given = rows_of_tokens(asked, written, prompts["domain_id"])
+    return concatenate_datasets([prompts, given], axis=1)
+
+
+def _rows_of_data_steps(trainer: OnPolicyTrainer) -> list[int]:
+    """Which rows the steps on the data draw, in the order of their numbers."""
+    args, per_step = trainer.args, trainer.rows_per_step
+    each = per_step * args.gradient_accumulation_steps  # a step's rows come once for each of its micro-batches
+    found: set[int] = set()
+    for i, row in enumerate(trainer._get_train_sampler()):
+        if i % each < per_step and not on_policy(args.seed, i // each, args.lmbda):
+            found.add(row)
+    return sorted(found)
+
+
+@contextmanager
+def _writing(teacher: Any, trainer: OnPolicyTrainer) -> Iterator[nn.Module]:
+    """A teacher's model, ready for ``generate``."""
+    if isinstance(teacher, WithoutAdapters):
+        was_training = trainer.model.training
+        with trainer.whole() as model, model.disable_adapter():  # type: ignore[operator]
+            yield model.eval()
+        trainer.model.train(was_training)
+        return
+    with whole_for_generation(teacher.wrapped or teacher.model, trainer.accelerator) as model:
+        yield model
+
+
+@torch.no_grad()
+def _completed(
+    model: nn.Module, prompts: Sequence[Sequence[int]], config: GenerationConfig, ends: Sequence[int], pad: int
+) -> list[list[int]]:
+    """A completion for each prompt, up to the first end and with it."""
+    width = max(map(len, prompts))
+    device = next(model.parameters()).device
+    ids = torch.tensor([[pad] * (width - len(p)) + list(p) for p in prompts], device=device)
+    mask = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in prompts], device=device)
+    written = model.generate(input_ids=ids, attention_mask=mask, generation_config=config)[:, width:].tolist()
+    stops = [next((i + 1 for i, token in enumerate(line) if token in ends), len(line)) for line in written]
+    return [line[:stop] for line, stop in zip(written, stops, strict=True)]

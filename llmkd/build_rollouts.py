@@ -1,0 +1,100 @@
+"""What the methods on a student's own samples are built from alike: prompts, and teachers that hear what it wrote."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from types import SimpleNamespace
+from typing import Any
+
+from torch import nn
+
+from llmkd import build, modelling
+from llmkd.backbone import check_family
+from llmkd.config import Recipe
+from llmkd.data.pipeline import Prepared, Rows, prepare_held_out
+from llmkd.data.prompts import prompts_of
+from llmkd.teachers.local import WithoutAdapters
+from llmkd.trainers.settings import OffPolicySettings
+
+
+@dataclass
+class Listeners:
+    """The teachers that a recipe asks.  models: by name, but for those that are the student ``without_adapters``; ends:
+    by which tokens each ends a turn."""
+
+    names: list[str]
+    models: dict[str, nn.Module]
+    without_adapters: list[str]
+    ends: dict[str, list[int]]
+    vocabulary: int
+
+    def live(self, trainer: Any) -> dict[str, Any]:
+        """As the trainer asks them, placed as its student is."""
+        found: dict[str, Any] = {n: build.live_teacher(n, m, trainer, False) for n, m in self.models.items()}
+        return found | {name: WithoutAdapters(name, trainer.model) for name in self.without_adapters}
+
+
+def listeners(recipe: Recipe, student: nn.Module, tokenizer: Any) -> Listeners:
+    """Load the teachers and compare them with the student; ValueError for one that cannot hear it."""
+    check_family(student, packed=False, where="student")
+    asked = recipe.teachers if build.asks_teacher(recipe) else []
+    shared = [t.name for t in asked if is_base(recipe, t)]
+    models = {t.name: modelling.load_teacher(t) for t in asked if t.name not in shared}
+    for teacher in asked:
+        if teacher.template == "own":
+            raise ValueError(
+                f"teachers.{teacher.name}.template: own, but what the student writes is scored as it stands: give "
+                "template: student"
+            )
+    for name, model in models.items():
+        check_family(model, packed=False, where=f"teachers.{name}")
+    tokenizers = {t.name: modelling.load_teacher_tokenizer(t) for t in asked}
+    vocabulary = build.shared_vocabulary(recipe, student, tokenizer, models, tokenizers)
+    ends = {t.name: ends_of(tokenizers[t.name], models.get(t.name, student)) for t in asked}
+    return Listeners([t.name for t in asked], models, shared, ends, vocabulary)
+
+
+def is_base(recipe: Recipe, teacher: Any) -> bool:
+    """Whether a teacher is the student before its adapters: then its weights are those in memory already, and it is
+    asked in the student's dtype where it names none of its own."""
+    student, lora = recipe.student, recipe.student.lora
+    if lora is None or lora.modules_to_save or lora.bias != "none":  # what is trained whole cannot be switched off
+        return False
+    return (
+        student.quantization is None and teacher.quantization is None and teacher.dtype in ("auto", student.dtype)
+        and all(getattr(student, key) == getattr(teacher, key) for key in ("model_name_or_path", "revision"))
+    )  # fmt: skip
+
+
+def ends_of(tokenizer: Any, model: nn.Module) -> list[int]:
+    """By which tokens a model ends a turn."""
+    own = model.generation_config.eos_token_id
+    listed = [own] if isinstance(own, int) else list(own or [])
+    return sorted({*listed, tokenizer.eos_token_id} - {None})
+
+
+def prompt_rows(recipe: Recipe, args: Any, tokenizer: Any, student: nn.Module, domains: list[str]) -> Rows:
+    """The training rows as prompts, with the columns that rewards read; and the held-out rows."""
+    context = getattr(student.config.get_text_config(), "max_position_embeddings", None)
+    longest = None if context is None else context - args.max_completion_length
+    if longest is not None and longest < 1:
+        raise ValueError(
+            f"train.max_completion_length: {args.max_completion_length} leaves no room for a prompt in the model's "
+            f"context of {context} tokens: lower it"
+        )
+    references = tuple(dict.fromkeys(reward.column for reward in recipe.rewards if reward.column))
+    prompts, lengths = prompts_of(
+        recipe.data, tokenizer, domains, references, as_user=AS_USER[args.text_prompts], system=args.system_prompt,
+        longest=longest,
+    )  # fmt: skip
+    weights = None if recipe.data.sampling.kind == "proportional" else [
+        1.0 if recipe.data.sampling.kind == "uniform" else float(s.weight) for s in recipe.data.datasets
+    ]  # fmt: skip
+    defaults = {spec.name: spec.default for spec in fields(OffPolicySettings)}
+    plain = SimpleNamespace(**{**defaults, "eval_packing": False, "max_length": context})
+    held_out = prepare_held_out(recipe.eval, plain, tokenizer, {}, domains)
+    return Rows(Prepared(prompts, lengths, weights), held_out, ())
+
+
+AS_USER = {"auto": None, "user": True, "raw": False}
+"""``train.text_prompts`` as ``prompts_of`` has it."""

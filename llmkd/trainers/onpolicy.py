@@ -1,0 +1,192 @@
+"""On-policy distillation: the student writes, a teacher says at every token what it would have written.
+
+A thin subclass of ``trl.DistillationTrainer``, from which it has the generation (``generate`` or vLLM) and its figures.
+What it changes: prompts come in an order that is a pure function of the seed; the loss is the Objective, with any
+divergence and any teacher, computed inside the wrapper's forward and divided by the counted tokens of the whole
+optimizer step; a share of the steps may be on the data's completions, counted as off-policy distillation counts them.
+
+TRL is given no teacher: it would refuse heads of different sizes, and leave a teacher whole under FSDP2.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.utils.data import Sampler
+from trl import DistillationTrainer
+
+from llmkd.trainers.callbacks import MetricsFile, Unlogged
+from llmkd.trainers.checkpoints import read_mark, save_checkpoint
+from llmkd.trainers.held_out import HeldOut, evaluate
+from llmkd.trainers.objective_loss import objective_loss, tell_schedules, unlogged
+from llmkd.trainers.rollouts import as_batch, own_ends
+from llmkd.trainers.tallies import Tallies
+from llmkd.trl_compat import whole_for_generation
+from llmkd.types import Batch, Loss, Teacher
+
+logger = logging.getLogger(__name__)
+
+Row = Mapping[str, Any]
+
+
+class OnPolicyTrainer(DistillationTrainer):
+    """objective: the sum of terms; teachers: by name; ends: by which tokens each teacher ends a turn; collate: rows of
+    the data as a batch, for the steps that are not on-policy; order: given the number of rows that the whole run draws,
+    the sampler, each index as often as a step has micro-batches; held_out, yardstick: as off-policy.  The rest goes to
+    TRL."""
+
+    _tag_names: ClassVar[list[str]] = ["trl", "llmkd"]
+    _name = "llmkd"
+
+    def __init__(
+        self,
+        *,
+        objective: Loss,
+        teachers: Mapping[str, Teacher],
+        ends: Mapping[str, Sequence[int]],
+        collate: Callable[[Sequence[Row]], dict[str, Tensor]] | None,
+        order: Callable[[int], Sampler],
+        held_out: Sequence[HeldOut] = (),
+        yardstick: Loss | None = None,
+        **trl: Any,
+    ) -> None:
+        args = trl["args"]
+        args.remove_unused_columns = False
+        super().__init__(eval_dataset={h.domain: h.rows for h in held_out} or None, **trl)
+        self.objective, self.teachers, self.ends = objective, teachers, ends
+        self.collate, self.order = collate, order
+        self.held_out, self.yardstick = list(held_out), yardstick or objective
+        self.measured = Tallies(objective.domains)
+        self.of_step = Tallies(objective.domains)  # what the adaptive schedules are told
+        self.tokens_seen = torch.zeros((), dtype=torch.int64, device=args.device)
+        self._counts: Tensor | None = None  # of the step that is being trained
+        self._some_ended = True
+
+    # -- data ---------------------------------------------------------------------------------------------------------
+
+    @property
+    def rows_per_step(self) -> int:
+        return self.args.train_batch_size * self.args.gradient_accumulation_steps * self.args.world_size
+
+    def _get_train_sampler(self, dataset: Any = None) -> Sampler:
+        """One pass that holds every draw of the run: resuming skips what was drawn, whatever the epoch."""
+        return self.order(self.args.max_steps * self.rows_per_step)
+
+    def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: Any) -> tuple[list, Any]:
+        """None where the training is over before the step, resumed from the checkpoint of an early stop."""
+        if self.control.should_training_stop:
+            return [], None
+        return super().get_batch_samples(epoch_iterator, num_batches, device)
+
+    def prompt_ids(self, rows: Sequence[Row]) -> list[list[int]]:
+        """The tokens of prompts, as the student is asked to go on from them."""
+        return self._tokenize_prompts([row["prompt"] for row in rows])[0]
+
+    def whole(self) -> AbstractContextManager[nn.Module]:
+        """The student with its parameters gathered, ready for ``generate``."""
+        return whole_for_generation(self.model_wrapped, self.accelerator)
+
+    # -- a step's rows ------------------------------------------------------------------------------------------------
+
+    def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
+        """The rows of this rank for a whole optimizer step, as a Batch of the student's completions or of the data's;
+        TRL shuffles it and takes it apart into micro-batches.  A teacher may speak (``shared``) but where the student
+        ends a turn with a token that is no end to the teacher."""
+        step = self.state.global_step
+        drawn = on_policy(self.args.seed, step, self.args.lmbda)
+        batch = self._written(inputs) if drawn else self._given(inputs)
+        for name in self.objective.teacher_names:
+            foreign = own_ends(batch["input_ids"], self.eos_token_ids, self.ends[name])
+            batch[f"shared@{name}"] = batch["counted"] & ~foreign
+        counts = self.objective.counts(batch)
+        self._counts = counts
+        self.tokens_seen += self._counts[0]
+        self._metrics["train"]["on_policy"].append(float(drawn))
+        return batch
+
+    def _written(self, inputs: list[dict[str, Any]]) -> dict[str, Tensor]:
+        """What the student writes: its end counts, what is behind it does not."""
+        out = super()._generate_and_score_completions(inputs)
+        self._warn_if_none_ended()
+        out["domain_ids"] = torch.tensor([row["domain_id"] for row in inputs], device=self.accelerator.device)
+        return dict(as_batch(out, out["completion_mask"]))
+
+    def _given(self, inputs: list[dict[str, Any]]) -> dict[str, Tensor]:
+        assert self.collate is not None, "a step on the data, and no rows of it"
+        return {k: v.to(self.accelerator.device) for k, v in self.collate(inputs).items()}
+
+    def _warn_if_none_ended(self) -> None:
+        """Once for each time that it begins: a student that has learned not to stop is worth nothing."""
+        ended = self._metrics["train"]["completions/clipped_ratio"][-1] < 1
+        if self._some_ended and not ended:
+            logger.warning(
+                "step %d: not one completion of the step ended by itself within train.max_completion_length=%d "
+                "tokens: nothing teaches the student where to end. Raise it, or check the chat template and the "
+                "student's end-of-turn token (%s)",
+                self.state.global_step + 1, self.max_completion_length, self.eos_token_ids,
+            )  # fmt: skip
+        self._some_ended = ended
+
+    # -- loss ---------------------------------------------------------------------------------------------------------
+
+    def compute_loss(
+        self, model: nn.Module, inputs: Batch, return_outputs: bool = False, num_items_in_batch: Tensor | None = None
+    ) -> Tensor:
+        """This micro-batch's share of the step's loss, times the ranks over which gradients will be averaged."""
+        assert not return_outputs, "there are no logits to return"
+        assert self._counts is not None, "the counts of the step are needed"
+        return objective_loss(self, model, inputs, self._counts)
+
+    def training_step(self, model: nn.Module, inputs: Any, num_items_in_batch: Tensor | None = None) -> Tensor:
+        loss: Tensor = super().training_step(model, inputs, num_items_in_batch)
+        if self.accelerator.sync_gradients:
+            tell_schedules(self)
+        return loss
+
+    # -- evaluation, log, checkpoints --------------------------------------------------------------------------------
+
+    def evaluate(self, *_: Any, **__: Any) -> dict[str, float]:
+        return evaluate(self)
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Add what the objective measured since the last line of training."""
+        if "loss" in logs:
+            logs.update(self.measured.take(self.accelerator))
+            logs.update(self.objective.scheduled(self.state.global_step))
+            logs["tokens"] = int(self.tokens_seen)
+        self._metrics["eval"].clear()
+        super().log(logs, start_time)
+
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        mark = {"tokens_seen": int(self.tokens_seen), "seconds": self.seconds(), "unlogged": unlogged(self),
+                "objective": self.objective.state(), "metrics": dict(self._metrics["train"]),
+                "some_ended": self._some_ended}  # fmt: skip
+        save_checkpoint(self, lambda: super(DistillationTrainer, self)._save_checkpoint(model, trial), mark)
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        super()._load_optimizer_and_scheduler(checkpoint)
+        if checkpoint is not None:
+            mark = read_mark(Path(checkpoint))
+            self.tokens_seen.fill_(mark["tokens_seen"])
+            self.objective.restore(mark["objective"])
+            for name, values in mark["metrics"].items():
+                self._metrics["train"][name].extend(values)
+            self._some_ended = mark["some_ended"]
+            self.add_callback(Unlogged(self, mark["unlogged"]))
+
+    def seconds(self) -> float:
+        """Time spent training this run, as the metrics file counts it."""
+        clocks = [c.seconds for c in self.callback_handler.callbacks if isinstance(c, MetricsFile)]
+        return clocks[0] if clocks else 0.0
+
+
+def on_policy(seed: int, step: int, share: float) -> bool:
+    """Whether a step is on the student's own completions: so is a share of them, the same steps on all ranks."""
+    return bool(np.random.default_rng([seed, step, 0, 1]).random() < share)

@@ -1,0 +1,395 @@
+"""Reinforcement learning from verifiable rewards, with teachers in the same loss.
+
+A thin subclass of ``trl.GRPOTrainer``, whose own loss is one term, ``grpo``, untouched: with no other term at a step
+this trainer *is* TRL's.  The others hear a teacher on the same rollouts:
+
+    k2, k3       on sampled tokens: the teacher is asked once a rollout, the student's log-probabilities are those of
+                 the policy's own forward
+    k1_reward    the same log-ratio added to the advantages, which go through TRL's clipping
+    exact, topk  by the engine on all of the vocabulary, from the hidden states of that same forward
+
+All are divided as the policy's loss is (``objectives.normalisers``).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+from torch.utils.data import Sampler
+from trl import GRPOTrainer
+
+from llmkd.backbone import causal_lm, head_module, head_of, through
+from llmkd.trainers import rollout_files
+from llmkd.trainers.callbacks import MetricsFile, Unlogged
+from llmkd.trainers.checkpoints import read_mark, save_checkpoint
+from llmkd.trainers.held_out import HeldOut, evaluate
+from llmkd.trainers.normalisers import OVER_STEP, token_weights
+from llmkd.trainers.policy_terms import SAMPLED, WHOLE, Formulas, PolicyTerm, TeacherTerm, at
+from llmkd.trainers.rollouts import as_batch, kept_samples, own_ends, part_of, pass_rates
+from llmkd.trainers.tallies import Tallies
+from llmkd.trl_compat import whole_for_generation
+from llmkd.types import Loss, Sparse, Teacher
+
+Rollouts = dict[str, Any]
+"""What TRL makes of a generation: prompts, completions, masks, advantages; and our columns beside them."""
+
+
+class RLTrainer(GRPOTrainer):
+    """policy: TRL's loss or another, or none; terms: those that hear a teacher; whole: for each term of an estimator in
+    ``WHOLE`` the objective with that one term; formulas: the mathematics of the others; correct: which reward says
+    whether a completion is right; ends: by which tokens each teacher ends a turn; vocabulary and tau: as the objective
+    has them.  The rest goes to TRL."""
+
+    _tag_names: ClassVar[list[str]] = ["trl", "llmkd"]
+    _name = "llmkd"
+
+    def __init__(
+        self,
+        *,
+        policy: PolicyTerm | None,
+        terms: Sequence[TeacherTerm],
+        whole: Mapping[str, Loss],
+        formulas: Formulas,
+        teachers: Mapping[str, Teacher],
+        ends: Mapping[str, Sequence[int]],
+        correct: int | None,
+        vocabulary: int,
+        tau_teacher: float,
+        domains: Sequence[str],
+        order: Callable[[int], Sampler],
+        held_out: Sequence[HeldOut] = (),
+        yardstick: Loss,
+        **trl: Any,
+    ) -> None:
+        args = trl["args"]
+        args.remove_unused_columns = False
+        self.order = order  # TRL asks for the sampler before it returns
+        super().__init__(eval_dataset={h.domain: h.rows for h in held_out} or None, **trl)
+        self.policy, self.terms, self.whole_terms, self.formulas = policy, list(terms), whole, formulas
+        self.teachers, self.ends, self.correct = teachers, ends, correct
+        self.vocabulary, self.tau_teacher = vocabulary, tau_teacher
+        self.held_out, self.yardstick = list(held_out), yardstick
+        self.measured = Tallies(domains)
+        self.tokens_seen = torch.zeros((), dtype=torch.int64, device=args.device)
+        self._graded: Tensor | None = None
+        self._seen: _Seen | None = None
+
+    # -- data ---------------------------------------------------------------------------------------------------------
+
+    def _get_train_sampler(self, dataset: Any = None) -> Sampler:
+        """One pass that holds every draw of the run: resuming skips what was drawn, whatever the epoch."""
+        rounds = -(-self.args.max_steps * self.args.gradient_accumulation_steps // self._steps_per_rollout)
+        return self.order(rounds * (self.args.generation_batch_size // self.num_generations))
+
+    @property
+    def _steps_per_rollout(self) -> int:
+        """Micro-batches that one generation serves."""
+        return int(self.args.steps_per_generation * self.num_iterations)
+
+    def whole(self) -> AbstractContextManager[nn.Module]:
+        """The student with its parameters gathered, ready for ``generate``."""
+        return whole_for_generation(self.model_wrapped, self.accelerator)
+
+    # -- rollouts -----------------------------------------------------------------------------------------------------
+
+    def _calculate_rewards(self, *args: Any, **kwargs: Any) -> Tensor:
+        rewards: Tensor = super()._calculate_rewards(*args, **kwargs)
+        if self.correct is not None:
+            graded = rewards[:, self.correct]
+            self._graded = torch.where(graded.isnan(), graded, (graded >= 1.0).to(graded.dtype))
+        return rewards
+
+    def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> Rollouts:
+        """TRL's rollouts, with ``heard@TEACHER`` and what the teacher says, and ``kept@TERM`` for every term."""
+        out: Rollouts = super()._generate_and_score_completions(inputs)
+        device = self.accelerator.device
+        out["domain_ids"] = torch.tensor([row.get("domain_id", 0) for row in inputs], device=device)
+        self.tokens_seen += out["num_items_in_batch"].to(torch.int64)
+        self._mask_samples(out)
+        with torch.no_grad():
+            for name in sorted({term.teacher for term in self.terms if self._heard(term)}):
+                self._ask(name, out)
+            for term in self.terms:
+                if term.normalize == "kept":
+                    out[f"scale@{term.name}"] = self._scale_of_kept(term, out)
+                if term.estimator == "k1_reward" and self._heard(term):
+                    self._shape_advantages(term, out)
+        return out
+
+    def _heard(self, term: TeacherTerm) -> bool:
+        return at(term.weight, self.state.global_step) != 0
+
+    def _mask_samples(self, out: Rollouts) -> None:
+        """``kept@TERM [B]`` of this rank, and the policy's mask upon the advantages."""
+        rows = out["completion_ids"].shape[0]
+        mine = slice(self.accelerator.process_index * rows, (self.accelerator.process_index + 1) * rows)
+        graded = self._graded
+        everything = torch.ones(rows, dtype=torch.bool, device=out["completion_ids"].device)
+        for term in [*self.terms, *([self.policy] if self.policy else [])]:
+            kept = everything
+            if term.mask is not None:
+                assert graded is not None, "a masked term needs a reward that is marked correct"
+                kept = kept_samples(term.mask, graded, self.num_generations)[mine]
+                shares = self.accelerator.gather(kept.float()).mean().item()
+                self._metrics["train"][f"{term.name}/kept"].append(shares)
+            out[f"kept@{term.name}"] = kept
+        if self.policy is not None and self.policy.mask is not None:
+            out["advantages"] = out["advantages"] * out[f"kept@{self.policy.name}"]
+        if self.policy is not None and self.policy.kind == "nft":
+            assert graded is not None, "nft needs a reward that is marked correct"
+            out["graded"] = graded[mine]
+            out["pass_rate"] = pass_rates(graded, self.num_generations)[mine]
+
+    def _ask(self, name: str, out: Rollouts) -> None:
+        """What a teacher says of the rollouts, a micro-batch at a time: of the sampled tokens ``logp@NAME [B, C]``, or
+        of the likeliest ``ids@NAME [B, C, k]`` and ``top@NAME``; and where it is heard."""
+        mask = self._mask_of(out).bool()
+        out[f"heard@{name}"] = mask & ~own_ends(out["completion_ids"], self.eos_token_ids, self.ends[name])
+        kinds = {t.estimator for t in self.terms if t.teacher == name}
+        top = max((t.k for t in self.terms if t.teacher == name and t.estimator == "topk"), default=0)
+        if not kinds - {"exact"}:
+            return
+        shape = out["completion_ids"].shape
+        logp = torch.zeros(shape, dtype=torch.float32, device=mask.device)
+        ids = torch.zeros(*shape, min(top, self.vocabulary), dtype=torch.int64, device=mask.device)
+        best = torch.full(ids.shape, -torch.inf, dtype=torch.float32, device=mask.device)
+        size = self.args.per_device_train_batch_size
+        for start in range(0, shape[0], size):
+            rows = slice(start, start + size)
+            part, counted = part_of(out, rows), mask[rows]
+            signals = self.teachers[name].score(as_batch(part, counted))
+            targets = part["completion_ids"][counted]
+            if top:
+                ids[rows][counted], best[rows][counted] = self.formulas.likeliest(signals, top, self.vocabulary)
+            if kinds - set(WHOLE):
+                logp[rows][counted] = self.formulas.sampled(signals, targets, self.vocabulary, self.tau_teacher)
+        if top:
+            out[f"ids@{name}"], out[f"top@{name}"] = ids, best
+        if kinds - set(WHOLE):
+            out[f"logp@{name}"] = logp
+
+    def _mask_of(self, rollouts: Rollouts) -> Tensor:
+        mask: Tensor = rollouts["completion_mask"]
+        return mask * rollouts["tool_mask"] if "tool_mask" in rollouts else mask
+
+    def _looked_at(self, term: TeacherTerm, rollouts: Rollouts) -> Tensor:
+        """Boolean ``[B, C]``: the tokens that a term looks at."""
+        return rollouts[f"heard@{term.teacher}"] & rollouts[f"kept@{term.name}"].unsqueeze(1)
+
+    def _scale_of_kept(self, term: TeacherTerm, out: Rollouts) -> Tensor:
+        """All tokens over those that a term keeps, over the ranks and the whole rollout; 0 where it keeps none."""
+        if f"heard@{term.teacher}" not in out:
+            return torch.zeros((), device=self.accelerator.device)
+        counts = torch.stack([self._mask_of(out).sum().float(), self._looked_at(term, out).sum().float()])
+        total, kept = self.accelerator.reduce(counts, reduction="sum")
+        return torch.where(kept > 0, total / kept.clamp(min=1), 0.0)
+
+    def _shape_advantages(self, term: TeacherTerm, out: Rollouts) -> None:
+        """``A + weight * (log p - log q)`` for each token that the term looks at."""
+        logq = out.get("old_per_token_logps")
+        if logq is None:
+            ids = torch.cat([out["prompt_ids"], out["completion_ids"]], 1)
+            attention = torch.cat([out["prompt_mask"], out["completion_mask"]], 1)
+            width, size = out["completion_ids"].shape[1], self.args.per_device_train_batch_size
+            logq = self._get_per_token_logps_and_entropies(self.model, ids, attention, width, batch_size=size)[0]
+        looked_at = self._looked_at(term, out)
+        gap = torch.where(looked_at, -self.formulas.estimators["k1"](out[f"logp@{term.teacher}"], logq), 0.0)
+        scale = out.get(f"scale@{term.name}", 1.0)
+        shaped = at(term.weight, self.state.global_step) * scale * gap
+        advantages = out["advantages"]
+        out["advantages"] = (advantages if advantages.dim() == 2 else advantages.unsqueeze(1)) + shaped
+        self._note(
+            term, self.formulas.estimators["k3"](out[f"logp@{term.teacher}"], logq), looked_at, out, "reverse_kl"
+        )
+
+    # -- loss ---------------------------------------------------------------------------------------------------------
+
+    def _get_per_token_logps_and_entropies(self, model: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        """TRL's, of which the one with gradients is kept: no second forward of the student is needed."""
+        found = super()._get_per_token_logps_and_entropies(model, *args, **kwargs)
+        if self._seen is not None and torch.is_grad_enabled():
+            self._seen.logq = found[0]
+        return found
+
+    def _compute_loss(self, model: nn.Module, inputs: Rollouts) -> Tensor:
+        step = self.state.global_step
+        terms = [t for t in self.terms if at(t.weight, step) != 0 and t.estimator != "k1_reward"]
+        share = at(self.policy.weight, step) if self.policy is not None else 0.0
+        if not terms and self.policy is not None and self.policy.kind == "grpo" and share == 1.0:
+            return super()._compute_loss(model, inputs)
+        student = self.accelerator.unwrap_model(model)
+        self._seen = _Seen()
+        try:
+            wants_hidden = any(term.estimator in WHOLE for term in terms)
+            with self._seen.watching(student) if wants_hidden else nullcontext():
+                loss = self._policy_loss(model, inputs, share)
+            weights = self._token_weights(inputs)
+            for term in terms:
+                by = self._sampled if term.estimator in SAMPLED else self._by_engine
+                loss = loss + at(term.weight, step) * by(term, inputs, weights, student)
+        finally:
+            self._seen = None
+        return loss
+
+    def _policy_loss(self, model: nn.Module, inputs: Rollouts, share: float) -> Tensor:
+        """The policy's own loss, times its weight; where there is none, 0, and the forward that the others need."""
+        if self.policy is not None and self.policy.kind == "grpo" and share != 0:
+            loss = super()._compute_loss(model, inputs)
+            return loss if share == 1.0 else share * loss
+        ids = torch.cat([inputs["prompt_ids"], inputs["completion_ids"]], 1)
+        attention = torch.cat([inputs["prompt_mask"], inputs["completion_mask"]], 1)
+        logq = self._get_per_token_logps_and_entropies(model, ids, attention, inputs["completion_ids"].shape[1])[0]
+        if self.policy is None or share == 0:
+            return 0.0 * logq.sum()
+        old = inputs.get("old_per_token_logps", logq.detach())
+        graded, rate = inputs["graded"].unsqueeze(1), inputs["pass_rate"].unsqueeze(1)
+        value = self.formulas.negative_aware(logq, old, graded, rate)
+        return share * (value * self._token_weights(inputs)).sum()
+
+    def _token_weights(self, inputs: Rollouts) -> Tensor:
+        accumulation = float(self.current_gradient_accumulation_steps)
+        items = inputs["num_items_in_batch"].clamp(min=1.0) / self.accelerator.num_processes
+        if self.loss_type in OVER_STEP:  # TRL's count spans the generation, of which a step is a part
+            items = items * accumulation / self.args.steps_per_generation
+        return token_weights(
+            self.loss_type, self._mask_of(inputs), longest=self.max_completion_length, items=items,
+            accumulation=accumulation,
+        )  # fmt: skip
+
+    def _sampled(self, term: TeacherTerm, inputs: Rollouts, weights: Tensor, student: nn.Module) -> Tensor:
+        """An estimator of sampled tokens, with the importance weight of samples that an older policy drew."""
+        assert self._seen is not None and self._seen.logq is not None
+        logq, logp = self._seen.logq, inputs[f"logp@{term.teacher}"]
+        looked_at = self._looked_at(term, inputs)
+        logp = torch.where(looked_at, logp, logq.detach())  # where nothing is said there is no difference
+        value = self.formulas.estimators[term.estimator](logp, logq)
+        ratio = 1.0
+        if "old_per_token_logps" in inputs:
+            ratio = (logq - inputs["old_per_token_logps"]).exp().detach()
+        if "importance_sampling_ratio" in inputs:
+            ratio = ratio * inputs["importance_sampling_ratio"]
+        self._note(term, value.detach(), looked_at, inputs, "loss")
+        self._note(term, self.formulas.estimators["k3"](logp, logq.detach()), looked_at, inputs, "reverse_kl")
+        return (value * ratio * weights * looked_at).sum() * inputs.get(f"scale@{term.name}", 1.0)
+
+    def _by_engine(self, term: TeacherTerm, inputs: Rollouts, weights: Tensor, student: nn.Module) -> Tensor:
+        """A divergence of the whole vocabulary, from the hidden states of the policy's own forward."""
+        assert self._seen is not None and self._seen.hidden is not None
+        looked_at = self._looked_at(term, inputs)
+        width = looked_at.shape[1]
+        hidden = self._seen.hidden[:, -width - 1 : -1][looked_at]
+        batch = dict(as_batch(inputs, looked_at))
+        weight = weights * inputs.get(f"scale@{term.name}", 1.0)
+        column = torch.cat([torch.zeros_like(inputs["prompt_ids"], dtype=weight.dtype), weight], 1)
+        batch["column:weight"] = column.gather(1, _moved(inputs))
+        if term.estimator == "topk":
+            ids, logp = inputs[f"ids@{term.teacher}"][looked_at], inputs[f"top@{term.teacher}"][looked_at]
+            signals: Any = Sparse(ids[:, : term.k], logp[:, : term.k], "ghost")
+        else:
+            signals = self.teachers[term.teacher].score(batch)
+        objective = self.whole_terms[term.name]
+        ones = torch.ones(2, dtype=torch.int64, device=hidden.device)
+
+        def at_head(states: Tensor) -> Tensor:
+            loss, tally = objective(states, head_of(student), {term.teacher: signals}, batch, ones)
+            self.measured.add({f"{term.name}/loss": tally[f"{term.name}/value"]})
+            if term.kind == "reverse_kl" and term.estimator == "exact":  # of the likeliest tokens it is a lower bound
+                self.measured.add({f"{term.name}/reverse_kl": tally[f"{term.name}/value"].clone()})
+            return loss
+
+        with self.accelerator.autocast():
+            return through(head_module(student), head_module(student), at_head, hidden)
+
+    def _note(self, term: TeacherTerm, value: Tensor, looked_at: Tensor, inputs: Rollouts, what: str) -> None:
+        """Sum and count of a value by domain, for the log."""
+        domains = inputs["domain_ids"].unsqueeze(1).expand_as(looked_at)[looked_at]
+        exact = torch.float32 if value.device.type == "mps" else torch.float64
+        tally = torch.zeros(len(self.measured.domains), 2, dtype=exact, device=value.device)
+        tally[:, 0].index_add_(0, domains, value[looked_at].to(exact))
+        tally[:, 1].index_add_(0, domains, torch.ones_like(domains, dtype=exact))
+        self.measured.add({f"{term.name}/{what}": tally})
+
+    # -- evaluation, log, checkpoints --------------------------------------------------------------------------------
+
+    def evaluate(self, *_: Any, **__: Any) -> dict[str, float]:
+        return evaluate(self)
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Add what was measured since the last line of training."""
+        if "loss" in logs:
+            step = self.state.global_step
+            logs.update(self.measured.take(self.accelerator))
+            for term in [*self.terms, *([self.policy] if self.policy else [])]:
+                if callable(term.weight):
+                    logs[f"{term.name}/weight"] = term.weight(step)
+            logs["tokens"] = int(self.tokens_seen)
+        self._metrics["eval"].clear()
+        super().log(logs, start_time)
+
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        unlogged = {
+            "since": self._globalstep_last_logged,
+            "loss": float(self.accelerator.reduce(self._tr_loss.clone(), reduction="mean")),
+            "measured": self.measured.total(self.accelerator),
+        }
+        mark = {"tokens_seen": int(self.tokens_seen), "seconds": self.seconds(), "unlogged": unlogged,
+                "micro_batches": self._step, "metrics": dict(self._metrics["train"])}  # fmt: skip
+
+        def save() -> None:
+            super(GRPOTrainer, self)._save_checkpoint(model, trial)
+            if self._step % self._steps_per_rollout:
+                folder = Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"
+                rollout_files.save(folder, self.accelerator.process_index, self._buffered_inputs)
+
+        save_checkpoint(self, save, mark)
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        super()._load_optimizer_and_scheduler(checkpoint)
+        if checkpoint is not None:
+            mark = read_mark(Path(checkpoint))
+            self.tokens_seen.fill_(mark["tokens_seen"])
+            self._step = mark["micro_batches"]
+            for name, values in mark["metrics"].items():
+                self._metrics["train"][name].extend(values)
+            device = self.accelerator.device
+            self._buffered_inputs = rollout_files.load(Path(checkpoint), self.accelerator.process_index, device)
+            self.add_callback(Unlogged(self, mark["unlogged"]))
+
+    def seconds(self) -> float:
+        """Time spent training this run, as the metrics file counts it."""
+        clocks = [c.seconds for c in self.callback_handler.callbacks if isinstance(c, MetricsFile)]
+        return clocks[0] if clocks else 0.0
+
+
+def _moved(inputs: Rollouts) -> Tensor:
+    """Where each token of a row that begins at 0 stands in TRL's row, as ``as_batch`` has it."""
+    length = inputs["prompt_ids"].shape[1] + inputs["completion_ids"].shape[1]
+    padding = (inputs["prompt_mask"] == 0).sum(1, keepdim=True)
+    return (torch.arange(length, device=padding.device) + padding) % length
+
+
+class _Seen:
+    """What the policy's own forward showed: log-probabilities ``[B, C]`` and hidden states ``[B, P + C, H]``, both with
+    their gradients."""
+
+    def __init__(self) -> None:
+        self.logq: Tensor | None = None
+        self.hidden: Tensor | None = None
+
+    @contextmanager
+    def watching(self, student: nn.Module) -> Iterator[None]:
+        lm = causal_lm(student)
+
+        def note(module: nn.Module, given: Any, out: Any) -> None:
+            self.hidden = out.last_hidden_state
+
+        handle = getattr(lm, lm.base_model_prefix).register_forward_hook(note)
+        try:
+            yield
+        finally:
+            handle.remove()

@@ -1,0 +1,63 @@
+"""What the student wrote, as a batch that a teacher can be asked about, and which of it a term looks at.
+
+TRL pads prompts on the left and completions on the right.  Our models are asked about rows that begin at 0
+(``backbone.hidden_states``), so the padding of the prompt is moved behind the completion.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+
+import torch
+from torch import Tensor
+
+from llmkd.types import Batch
+
+
+def as_batch(rollouts: Mapping[str, Tensor], counted: Tensor) -> Batch:
+    """``input_ids [B, P + C]``, begun at 0, and ``counted``: where ``counted [B, C]`` is, in the same order."""
+    ids = torch.cat([rollouts["prompt_ids"], rollouts["completion_ids"]], dim=1)
+    padding = (rollouts["prompt_mask"] == 0).sum(1, keepdim=True)
+    at = (torch.arange(ids.shape[1], device=ids.device) + padding) % ids.shape[1]
+    whole = torch.cat([torch.zeros_like(rollouts["prompt_mask"], dtype=torch.bool), counted.bool()], dim=1)
+    return {
+        "input_ids": ids.gather(1, at), "counted": whole.gather(1, at),
+        "domain_ids": torch.zeros_like(ids) + rollouts["domain_ids"].unsqueeze(1) if "domain_ids" in rollouts
+        else torch.zeros_like(ids),
+    }  # fmt: skip
+
+
+def part_of(rollouts: Mapping[str, Tensor], rows: slice) -> dict[str, Tensor]:
+    """Some of the rows; what is one number for all of them stays."""
+    return {k: v[rows] if v.dim() else v for k, v in rollouts.items() if isinstance(v, Tensor)}
+
+
+def own_ends(completion_ids: Tensor, student_ends: Collection[int], teacher_ends: Collection[int]) -> Tensor:
+    """True ``[B, C]`` where the student ended its turn with a token by which the teacher does not end one: there the
+    teacher has nothing to say."""
+    foreign = [token for token in student_ends if token not in set(teacher_ends)]
+    if not foreign:
+        return torch.zeros_like(completion_ids, dtype=torch.bool)
+    return torch.isin(completion_ids, torch.tensor(foreign, device=completion_ids.device))
+
+
+def kept_samples(mask: str | None, correct: Tensor, group: int) -> Tensor:
+    """Which of the samples ``correct [S]`` (1 right, 0 wrong, NaN not graded), in groups of ``group``, a term looks at.
+
+    ``correct``: those that are right.  ``incorrect``: those that are wrong.  ``group_all_wrong``: those of groups in
+    which all are, so a subset of it.
+    """
+    wrong = correct == 0
+    if mask is None:
+        return torch.ones_like(wrong)
+    if mask == "correct":
+        return correct == 1
+    if mask == "incorrect":
+        return wrong
+    assert mask == "group_all_wrong", mask
+    return wrong.view(-1, group).all(1).repeat_interleave(group)
+
+
+def pass_rates(correct: Tensor, group: int) -> Tensor:
+    """For each of the samples ``correct [S]`` the share of its group that is right; NaN where none was graded."""
+    return correct.view(-1, group).nanmean(1).repeat_interleave(group)

@@ -1,0 +1,176 @@
+"""Recipes of reinforcement learning, run whole on tiny models: what they leave, how they go on, what they refuse."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from llmkd.trainers.rl import RLTrainer
+
+from runs import (
+    assert_same_run,
+    built,
+    crashed,
+    held_out,
+    main_with,
+    make_inputs,
+    metrics,
+    one_message,
+    put,
+    write_rows,
+)
+
+
+@pytest.fixture(scope="module")
+def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = make_inputs(tmp_path_factory.mktemp("inputs"))
+    write_rows(
+        folder / "sums.jsonl", [{"prompt": f"{a} + {b} =", "answer": str(a + b)} for a in range(5) for b in range(5)]
+    )
+    (folder / "own.py").write_text(
+        "def short(prompt, completion, reference):\n    return float(len(completion) < 20)\n\n\n"
+        "def broken(prompt, completion, reference):\n    raise KeyError('no such thing')\n"
+    )
+    return folder
+
+
+def recipe(inputs: Path, output: Path, **changes: Any) -> dict[str, Any]:
+    """KDRL on sums, eight completions of two prompts a step; changes: dotted keys, with __ for the dots."""
+    data = {
+        "run": {"output_dir": str(output), "seed": 3, "resume": "auto"},
+        "student": {"model_name_or_path": str(inputs / "student")},
+        "teachers": [{"model_name_or_path": str(inputs / "teacher")}],
+        "data": {"datasets": [{"path": str(inputs / "sums.jsonl"), "domain": "sums"}]},
+        "objective": {"terms": {
+            "policy": {"term": "grpo"},
+            "kd": {"term": "reverse_kl", "weight": {"schedule": "linear", "from": 0.2, "to": 0.1, "steps": 4}},
+        }},
+        "rewards": [{"path": f"{inputs / 'own.py'}:short", "name": "short", "column": None, "correct": True}],
+        "train": {
+            "method": "rl", "use_cpu": True, "max_steps": 4, "per_device_train_batch_size": 8, "num_generations": 4,
+            "max_completion_length": 12, "learning_rate": 1e-3, "disable_tqdm": True,
+        },
+        "eval": {},
+    }  # fmt: skip
+    for key, value in changes.items():
+        put(data, key.replace("__", "."), value)
+    return data
+
+
+def test_a_run_leaves_what_every_run_leaves(inputs: Path, tmp_path: Path) -> None:
+    evaluated = {"train__eval_strategy": "steps", "train__eval_steps": 2, "eval__samples": 1}
+    data = recipe(inputs, tmp_path / "run", eval__datasets=held_out(inputs), **evaluated)
+    assert main_with(data) == 0
+    lines = [line for line in metrics(tmp_path / "run") if "loss" in line]
+    assert [line["step"] for line in lines] == [1, 2, 3, 4]
+    assert [line["kd/weight"] for line in lines] == pytest.approx([0.175, 0.15, 0.125, 0.1])
+    for line in lines:
+        assert {"kd/loss", "kd/reverse_kl", "reward", "rewards/short/mean", "entropy", "tokens"} <= line.keys()
+    assert [line["step"] for line in metrics(tmp_path / "run") if "eval/mean/kl" in line] == [2, 4]
+    results = json.loads((tmp_path / "run" / "summary.json").read_text())["results"]
+    assert (
+        set(results["student"]["held_out"]) == {"prose", "chats"}
+        and results["student"]["tokens"] == lines[-1]["tokens"]
+    )
+    assert (tmp_path / "run" / "samples.jsonl").is_file()
+
+
+@pytest.mark.parametrize("crash", [2, 3])
+def test_broken_off_between_and_within_rollouts_it_goes_on_as_if_it_had_not(
+    inputs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, crash: int
+) -> None:
+    """A rollout serves two updates, twice: the checkpoint of an odd step falls inside one."""
+    several = {
+        "train__num_iterations": 2, "train__steps_per_generation": 2, "train__per_device_train_batch_size": 4,
+        "train__max_steps": 6, "train__save_steps": 1,
+    }  # fmt: skip
+    assert main_with(recipe(inputs, tmp_path / "whole", **several)) == 0
+    crashed(monkeypatch, recipe(inputs, tmp_path / "broken", **several), crash, trainer=RLTrainer)
+    assert main_with(recipe(inputs, tmp_path / "broken", **several)) == 0
+    clock = ("step_time",)
+    for folder in ("whole", "broken"):
+        path = tmp_path / folder / "metrics.jsonl"
+        lines = [{k: v for k, v in line.items() if k not in clock} for line in metrics(tmp_path / folder)]
+        path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    assert_same_run(tmp_path / "whole", tmp_path / "broken")
+
+
+def test_a_task_is_data_and_its_grader_a_reward(inputs: Path, tmp_path: Path) -> None:
+    data = recipe(
+        inputs, tmp_path / "run", train__max_steps=1,
+        data__datasets=[{"path": "llmkd/tasks", "name": "arithmetic", "max_rows": 8, "options": {"levels": [1]}}],
+        rewards=[{"kind": "arithmetic", "correct": True}, {"kind": "length", "max_tokens": 8, "weight": 0.1}],
+        objective__terms__kd__mask="group_all_wrong",
+    )  # fmt: skip
+    assert main_with(data) == 0
+    line = metrics(tmp_path / "run")[0]
+    assert line["rewards/length/mean"] < 0 and line["kd/kept"] == 1
+
+
+def test_adapters_and_their_base_as_the_teacher_share_its_memory(inputs: Path, tmp_path: Path) -> None:
+    data = recipe(
+        inputs, tmp_path / "run", teachers=[{"model_name_or_path": str(inputs / "student")}],
+        student__lora={"r": 4, "target_modules": "all-linear"},
+    )  # fmt: skip
+    job = built(data)
+    (teacher,) = job.teachers.values()
+    assert teacher.model is job.trainer.model
+    base = {p.data_ptr() for n, p in job.trainer.model.named_parameters() if "lora_" not in n}
+    assert {p.data_ptr() for n, p in teacher.model.named_parameters() if "lora_" not in n} == base
+    job.trainer.train()
+    lines = [line for line in job.trainer.state.log_history if "loss" in line]
+    assert lines[0]["kd/reverse_kl"] == pytest.approx(0, abs=1e-6)
+    assert lines[-1]["kd/reverse_kl"] > 1e-6
+    assert not any(torch.isnan(p).any() for p in job.trainer.model.parameters())
+
+
+def test_a_reward_that_raises_is_masked_counted_and_named(
+    inputs: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    broken = {"path": f"{inputs / 'own.py'}:broken", "name": "broken", "column": None}
+    data = recipe(inputs, tmp_path / "run", train__max_steps=1)
+    data["rewards"].append(broken)
+    assert main_with(data) == 0
+    assert metrics(tmp_path / "run")[0]["rewards/broken/masked"] == 8
+    assert "reward broken: sample 0" in caplog.text and "no such thing" in caplog.text
+
+
+def test_a_reward_that_raises_can_stop_the_run(inputs: Path, tmp_path: Path, capsys: Any) -> None:
+    data = recipe(inputs, tmp_path / "run")
+    data["rewards"][0] |= {"path": f"{inputs / 'own.py'}:broken", "on_error": "stop"}
+    assert main_with(data) == 2
+    assert "reward short: sample 0" in one_message(capsys)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"rewards": []}, "rewards: are missing"),
+        ({"rewards__0__correct": False, "objective__terms__kd__mask": "incorrect"}, "mark one with correct: true"),
+        ({"train__temperature": 0.7}, "objective.temperature.student"),
+        ({"train__num_generations": 3}, "num_generations"),
+        ({"teachers__0__template": "own"}, "give template: student"),
+        ({"train__max_completion_length": 100000}, "leaves no room for a prompt"),
+        ({"objective__terms__kd__estimator": "k4"}, "k1_reward, k2, k3, exact, topk"),
+        ({"objective__terms__kd": {"term": "jsd", "estimator": "k2"}}, "estimates reverse_kl, not jsd"),
+        ({"objective__terms__ce": {"term": "cross_entropy"}}, "is no divergence"),
+        ({"objective__terms__kd__mask": {"domains": ["sums"]}}, "give correct, incorrect or group_all_wrong"),
+        ({"objective__terms__other": {"term": "nft"}}, "keep one of them"),
+        ({"rewards__0__column": "solution"}, "there is no column 'solution'"),
+        ({"train__method": "offpolicy"}, "grpo is a term of method: rl"),
+        ({"train__lmbda": 0.5}, "lmbda"),
+    ],
+)  # fmt: skip
+def test_a_mistake_is_one_message(inputs: Path, tmp_path: Path, capsys: Any, changes: dict, words: str) -> None:
+    assert main_with(recipe(inputs, tmp_path / "run", **changes)) == 2
+    error = capsys.readouterr().err
+    assert words in error and "Traceback" not in error
+
+
+def test_a_prompt_as_long_as_the_context_is_named(inputs: Path, tmp_path: Path, capsys: Any) -> None:
+    rows = [{"prompt": "1 + 1 =", "answer": "2"}, {"prompt": "seven letters " * 300, "answer": "7"}]
+    data = recipe(inputs, tmp_path / "run", data__datasets=[{"path": str(write_rows(tmp_path / "long.jsonl", rows))}])
+    assert main_with(data) == 2
+    assert "data.datasets.0, row 1: the prompt has" in one_message(capsys)
