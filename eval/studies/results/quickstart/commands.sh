@@ -1,0 +1,9 @@
+# The command of every run, to be repeated in the folder in which llmkd compare ran:
+#   OUT=somewhere-else sh commands.sh
+OUT="${OUT:-repeated}"
+OMP_NUM_THREADS=1 accelerate launch --quiet --config_file recipes/accelerate/cpu.yaml -m llmkd.train recipes/quickstart.yaml eval.baseline=false train.method=sft 'objective={"terms": {"ce": {"term": "cross_entropy"}}}' run.name=quickstart-sft train.max_steps=800 run.seed=0 run.output_dir="$OUT"/arms/sft/seed-0 run.resume=auto
+OMP_NUM_THREADS=1 accelerate launch --quiet --config_file recipes/accelerate/cpu.yaml -m llmkd.train recipes/quickstart.yaml eval.baseline=false train.method=sft 'objective={"terms": {"ce": {"term": "cross_entropy"}}}' run.name=quickstart-sft train.max_steps=800 run.seed=1 run.output_dir="$OUT"/arms/sft/seed-1 run.resume=auto
+OMP_NUM_THREADS=1 accelerate launch --quiet --config_file recipes/accelerate/cpu.yaml -m llmkd.train recipes/quickstart.yaml eval.baseline=false train.method=sft 'objective={"terms": {"ce": {"term": "cross_entropy"}}}' run.name=quickstart-sft train.max_steps=800 run.seed=2 run.output_dir="$OUT"/arms/sft/seed-2 run.resume=auto
+OMP_NUM_THREADS=1 accelerate launch --quiet --config_file recipes/accelerate/cpu.yaml -m llmkd.train recipes/quickstart.yaml eval.baseline=false run.name=quickstart-distilled train.max_steps=800 run.seed=0 run.output_dir="$OUT"/arms/distilled/seed-0 run.resume=auto
+OMP_NUM_THREADS=1 accelerate launch --quiet --config_file recipes/accelerate/cpu.yaml -m llmkd.train recipes/quickstart.yaml eval.baseline=false run.name=quickstart-distilled train.max_steps=800 run.seed=1 run.output_dir="$OUT"/arms/distilled/seed-1 run.resume=auto
+OMP_NUM_THREADS=1 accelerate launch --quiet --config_file recipes/accelerate/cpu.yaml -m llmkd.train recipes/quickstart.yaml eval.baseline=false run.name=quickstart-distilled train.max_steps=800 run.seed=2 run.output_dir="$OUT"/arms/distilled/seed-2 run.resume=auto
