@@ -15,7 +15,8 @@ from torch import nn
 from transformers import GenerationConfig, set_seed
 
 from llmkd import build, modelling
-from llmkd.build_rollouts import AS_USER, Listeners, listeners, prompt_rows
+from llmkd.backbone import head_rows
+from llmkd.build_rollouts import AS_USER, Listeners, keep_to_shared, listeners, prompt_rows
 from llmkd.config import Recipe
 from llmkd.data.collate import Collator
 from llmkd.data.completions import completions_of, rows_of_tokens
@@ -43,6 +44,9 @@ def build_onpolicy(recipe: Recipe, callbacks: list[Any] | None = None, rows: Row
     domains = build.domains_of(recipe)
     rows = rows or _rows(recipe, args, tokenizer, student, domains)
     args = build.with_steps(args, rows.training)
+    args.generation_kwargs = keep_to_shared(
+        args.generation_kwargs, head_rows(student), teachers.vocabulary, args.use_vllm
+    )
     collate = Collator(tokenizer.pad_token_id, False, pad_to_multiple_of=args.pad_to_multiple_of)
     held_out = [HeldOut(domain, held, Collator(tokenizer.pad_token_id, False), args.eval_batch_size)
                 for domain, held in rows.held_out.items()]  # fmt: skip
@@ -95,13 +99,14 @@ def _order(rows: Prepared, args: Any, seed: int) -> Callable[[int], GroupedOrder
 # -- completions of the teacher ---------------------------------------------------------------------------------------
 
 
-def _of_teacher(recipe: Recipe, trainer: OnPolicyTrainer, teachers: Listeners, live: dict[str, Any]) -> Dataset:
+def _of_teacher(recipe: Recipe, trainer: Any, teachers: Listeners, live: dict[str, Any]) -> Dataset:
     """The prompts with what the teacher writes to those that a step on the data will draw; the others stay bare."""
     args, prompts = trainer.args, trainer.train_dataset
-    assert isinstance(prompts, Dataset)
     name = teachers.names[0]
     ends, pad = teachers.ends[name], trainer.processing_class.pad_token_id
-    config = GenerationConfig(**{**trainer.generation_kwargs, "eos_token_id": ends}, disable_compile=True)
+    rows = head_rows(teachers.models[name]) if name in teachers.models else teachers.vocabulary
+    asked_for = {**trainer.generation_kwargs, "eos_token_id": ends, "disable_compile": True}
+    config = GenerationConfig(**keep_to_shared(asked_for, rows, teachers.vocabulary, vllm=False))
     asked = trainer.prompt_ids(list(prompts))
     how = {key: value for key, value in config.to_diff_dict().items() if key != "transformers_version"}
 
@@ -124,19 +129,16 @@ def _of_teacher(recipe: Recipe, trainer: OnPolicyTrainer, teachers: Listeners, l
     return concatenate_datasets([prompts, given], axis=1)
 
 
-def _rows_of_data_steps(trainer: OnPolicyTrainer) -> list[int]:
+def _rows_of_data_steps(trainer: Any) -> list[int]:
     """Which rows the steps on the data draw, in the order of their numbers."""
-    args, per_step = trainer.args, trainer.rows_per_step
-    each = per_step * args.gradient_accumulation_steps  # a step's rows come once for each of its micro-batches
-    found: set[int] = set()
-    for i, row in enumerate(trainer._get_train_sampler()):
-        if i % each < per_step and not on_policy(args.seed, i // each, args.lmbda):
-            found.add(row)
-    return sorted(found)
+    args = trainer.args
+    each = trainer.rows_per_step * args.gradient_accumulation_steps  # they come once for each micro-batch
+    drawn_by_step = enumerate(trainer._get_train_sampler())
+    return sorted({row for i, row in drawn_by_step if not on_policy(args.seed, i // each, args.lmbda)})
 
 
 @contextmanager
-def _writing(teacher: Any, trainer: OnPolicyTrainer) -> Iterator[nn.Module]:
+def _writing(teacher: Any, trainer: Any) -> Iterator[nn.Module]:
     """A teacher's model, ready for ``generate``."""
     if isinstance(teacher, WithoutAdapters):
         was_training = trainer.model.training

@@ -10,8 +10,9 @@ from datasets import Dataset
 from transformers import set_seed
 
 from llmkd import build, modelling
+from llmkd.backbone import head_rows
 from llmkd.build_rewards import reward_functions
-from llmkd.build_rollouts import listeners, prompt_rows
+from llmkd.build_rollouts import keep_to_shared, listeners, prompt_rows
 from llmkd.config import Recipe
 from llmkd.data.collate import Collator
 from llmkd.data.pipeline import Prepared, Rows
@@ -46,6 +47,7 @@ def build_rl(recipe: Recipe, callbacks: list[Any] | None = None, rows: Rows | No
     domains = build.domains_of(recipe)
     rows = rows or prompt_rows(recipe, args, tokenizer, student, domains)
     args = _with_steps(args, rows.training)
+    args.generation_kwargs = keep_to_shared(args.generation_kwargs, head_rows(student), vocabulary, args.use_vllm)
     functions, weights = reward_functions(recipe.rewards)
     args.reward_weights = weights
     marked = [i for i, reward in enumerate(recipe.rewards) if reward.correct]

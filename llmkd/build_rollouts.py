@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from types import SimpleNamespace
 from typing import Any
@@ -14,44 +16,62 @@ from llmkd.config import Recipe
 from llmkd.data.pipeline import Prepared, Rows, prepare_held_out
 from llmkd.data.prompts import prompts_of
 from llmkd.teachers.local import WithoutAdapters
+from llmkd.trainers.callbacks import CheckFamily
 from llmkd.trainers.settings import OffPolicySettings
 
 
 @dataclass
 class Listeners:
     """The teachers that a recipe asks.  models: by name, but for those that are the student ``without_adapters``; ends:
-    by which tokens each ends a turn."""
+    by which tokens each ends a turn; unchecked: what could not run before it was placed."""
 
     names: list[str]
     models: dict[str, nn.Module]
     without_adapters: list[str]
     ends: dict[str, list[int]]
     vocabulary: int
+    unchecked: list[str]
 
     def live(self, trainer: Any) -> dict[str, Any]:
         """As the trainer asks them, placed as its student is."""
         found: dict[str, Any] = {n: build.live_teacher(n, m, trainer, False) for n, m in self.models.items()}
+        if STUDENT in self.unchecked:
+            trainer.add_callback(CheckFamily(trainer, packed=False))
+        for name, teacher in found.items():
+            if where(name) in self.unchecked:
+                check_family(teacher.model, packed=False, where=where(name), wrapper=teacher.wrapped)
         return found | {name: WithoutAdapters(name, trainer.model) for name in self.without_adapters}
+
+
+STUDENT = "student"
+
+
+def where(teacher: str) -> str:
+    return f"teachers.{teacher}"
 
 
 def listeners(recipe: Recipe, student: nn.Module, tokenizer: Any) -> Listeners:
     """Load the teachers and compare them with the student; ValueError for one that cannot hear it."""
-    check_family(student, packed=False, where="student")
     asked = recipe.teachers if build.asks_teacher(recipe) else []
-    shared = [t.name for t in asked if is_base(recipe, t)]
+    # Sharded weights are whole only inside the wrapper's own forward: there the base is loaded once more.
+    shared = [] if _sharded() else [t.name for t in asked if is_base(recipe, t)]
     models = {t.name: modelling.load_teacher(t) for t in asked if t.name not in shared}
     for teacher in asked:
         if teacher.template == "own":
             raise ValueError(
-                f"teachers.{teacher.name}.template: own, but what the student writes is scored as it stands: give "
+                f"{where(teacher.name)}.template: own, but what the student writes is scored as it stands: give "
                 "template: student"
             )
-    for name, model in models.items():
-        check_family(model, packed=False, where=f"teachers.{name}")
+    placed_later = []
+    for place, model in [(STUDENT, student), *((where(name), model) for name, model in models.items())]:
+        if modelling.runs_as_loaded(model):
+            check_family(model, packed=False, where=place)
+        else:
+            placed_later.append(place)
     tokenizers = {t.name: modelling.load_teacher_tokenizer(t) for t in asked}
     vocabulary = build.shared_vocabulary(recipe, student, tokenizer, models, tokenizers)
     ends = {t.name: ends_of(tokenizers[t.name], models.get(t.name, student)) for t in asked}
-    return Listeners([t.name for t in asked], models, shared, ends, vocabulary)
+    return Listeners([t.name for t in asked], models, shared, ends, vocabulary, placed_later)
 
 
 def is_base(recipe: Recipe, teacher: Any) -> bool:
@@ -64,6 +84,10 @@ def is_base(recipe: Recipe, teacher: Any) -> bool:
         student.quantization is None and teacher.quantization is None and teacher.dtype in ("auto", student.dtype)
         and all(getattr(student, key) == getattr(teacher, key) for key in ("model_name_or_path", "revision"))
     )  # fmt: skip
+
+
+def _sharded() -> bool:
+    return modelling.sharded_at_load() or os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true"
 
 
 def ends_of(tokenizer: Any, model: nn.Module) -> list[int]:
@@ -94,6 +118,15 @@ def prompt_rows(recipe: Recipe, args: Any, tokenizer: Any, student: nn.Module, d
     plain = SimpleNamespace(**{**defaults, "eval_packing": False, "max_length": context})
     held_out = prepare_held_out(recipe.eval, plain, tokenizer, {}, domains)
     return Rows(Prepared(prompts, lengths, weights), held_out, ())
+
+
+def keep_to_shared(given: Mapping[str, Any] | None, rows: int, vocabulary: int, vllm: bool) -> dict[str, Any]:
+    """``generation_kwargs`` with which a model of so many head rows draws no token beyond the ``vocabulary`` that it
+    shares: padding of its head, which the others may have no row for."""
+    kept, beyond = dict(given or {}), range(vocabulary, rows)
+    if beyond and vllm:
+        return kept | {"logit_bias": {**kept.get("logit_bias", {}), **{token: -100.0 for token in beyond}}}
+    return kept | {"suppress_tokens": [*(kept.get("suppress_tokens") or []), *beyond]} if beyond else kept
 
 
 AS_USER = {"auto": None, "user": True, "raw": False}

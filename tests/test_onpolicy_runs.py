@@ -1,15 +1,17 @@
 """Recipes of on-policy distillation, run whole on tiny models: what they leave, how they go on, what they refuse."""
 
 import json
+import shutil
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from transformers import GenerationConfig
+from transformers import AutoModelForCausalLM, GenerationConfig
 
 from llmkd.build_onpolicy import _completed
+from llmkd.build_rollouts import keep_to_shared
 from llmkd.trainers.onpolicy import OnPolicyTrainer, on_policy
 
 from runs import (
@@ -73,16 +75,18 @@ def test_a_run_leaves_what_every_run_leaves(inputs: Path, tmp_path: Path) -> Non
     assert [line["step"] for line in evaluated] == [2, 4]
     results = json.loads((tmp_path / "run" / "summary.json").read_text())["results"]
     assert set(results["student"]["held_out"]) == {"prose", "chats"}
-    assert results["student"]["tokens"] == lines[-1]["tokens"] > 0
+    assert results["student"]["tokens"] == lines[-1]["tokens"] > 0 and results["student"]["completions"] == 4 * 8
     assert (tmp_path / "run" / "samples.jsonl").is_file()
     assert (tmp_path / "run" / "model" / "model.safetensors").is_file()
 
 
-@pytest.mark.parametrize("crash", [2, 5])
+@pytest.mark.parametrize("crash", [3, 4])
 def test_broken_off_it_goes_on_as_if_it_had_not(
     inputs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, crash: int
 ) -> None:
-    """Bitwise, with a state of the objective, dropout, log lines of two steps, and checkpoints between them."""
+    """Bitwise, with a state of the objective, dropout, and log lines of two steps: that of steps 3 and 4, of which one
+    is on-policy, falls around a checkpoint."""
+    assert on_policy(3, 2, 0.5) != on_policy(3, 3, 0.5)
     taid = {"term": "taid", "t": {"schedule": "adaptive", "from": 0.2, "alpha": 0.05, "beta": 0.5}}
     several = {
         "objective__terms__kd": taid, "train__max_steps": 7, "train__save_steps": 1, "train__logging_steps": 2,
@@ -92,6 +96,9 @@ def test_broken_off_it_goes_on_as_if_it_had_not(
     assert main_with(recipe(inputs, tmp_path / "whole", **several)) == 0
     crashed(monkeypatch, recipe(inputs, tmp_path / "broken", **several), crash, trainer=OnPolicyTrainer)
     assert main_with(recipe(inputs, tmp_path / "broken", **several)) == 0
+    seen = [json.loads((tmp_path / name / "summary.json").read_text())["results"]["student"]["completions"]
+            for name in ("whole", "broken")]  # fmt: skip
+    assert seen[0] == seen[1] == 8 * sum(on_policy(3, step, 0.5) for step in range(7))
     without_step_time([tmp_path / "whole", tmp_path / "broken"])
     assert_same_run(tmp_path / "whole", tmp_path / "broken")
 
@@ -177,6 +184,41 @@ def test_what_it_wrote_ends_as_the_student_ends(inputs: Path, tmp_path: Path, mo
     assert [row["ids"] for row in rows] == said * 4
     ends = [job.trainer.train_dataset[row["row"]]["input_ids"][-2:] for row in rows]
     assert ends == [[7, 1], [7, 8]] * 4
+
+
+def test_it_is_drawn_as_the_recipe_says_not_as_the_teacher_was_saved(inputs: Path, tmp_path: Path) -> None:
+    """Chat models come with settings of their own for drawing."""
+    one = str(shutil.copytree(inputs / "teacher", tmp_path / "teacher"))
+    found = []
+    for saved in ({}, {"do_sample": True, "top_k": 1, "repetition_penalty": 9.0, "temperature": 0.1, "top_p": 0.2}):
+        GenerationConfig(eos_token_id=1, pad_token_id=0, **saved).save_pretrained(one)
+        built(recipe(inputs, tmp_path / f"run-{len(saved)}", teachers__0__model_name_or_path=one, train__seq_kd=True))
+        found.append(written(tmp_path / f"run-{len(saved)}")[1:])
+    assert found[0] == found[1] != []
+
+
+@pytest.mark.parametrize("wider", ["student", "teacher"])
+def test_nobody_draws_what_the_other_has_no_row_for(inputs: Path, tmp_path: Path, wider: str) -> None:
+    """A head of 448 rows whose padding is likelier than all else, beside one of 384."""
+    folder = tiny_llama(tiny_tokenizer(tmp_path / "padded"), vocab=448, tie=False, initializer_range=0.1)
+    model = AutoModelForCausalLM.from_pretrained(folder)
+    with torch.no_grad():
+        model.lm_head.weight[384:] = model.lm_head.weight[:64] * 20
+    model.save_pretrained(folder)
+    data = recipe(inputs, tmp_path / "run", train__seq_kd=True)
+    (data["student"] if wider == "student" else data["teachers"][0])["model_name_or_path"] = str(folder)
+    job = built(data)
+    job.trainer.train()
+    assert {line["on_policy"] for line in job.trainer.state.log_history if "loss" in line} == {0.0, 1.0}
+    assert max(token for row in written(tmp_path / "run")[1:] for token in row["ids"]) < 384
+
+
+def test_vllm_is_asked_to_leave_padding_out() -> None:
+    """By a bias, one for each row of padding: SamplingParams has no list of tokens to suppress."""
+    assert keep_to_shared({"seed": 1}, 6, 4, vllm=True) == {"seed": 1, "logit_bias": {4: -100.0, 5: -100.0}}
+    assert keep_to_shared({"logit_bias": {2: 1.0}}, 5, 4, vllm=True) == {"logit_bias": {2: 1.0, 4: -100.0}}
+    assert keep_to_shared({"suppress_tokens": [1]}, 6, 4, vllm=False) == {"suppress_tokens": [1, 4, 5]}
+    assert keep_to_shared(None, 4, 4, vllm=True) == {}
 
 
 def test_a_completion_goes_up_to_its_first_end() -> None:

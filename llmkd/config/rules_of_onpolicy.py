@@ -6,6 +6,7 @@ from llmkd.config.sections import Recipe, TemperatureColumn
 from llmkd.terms import TERMS
 
 Problem = tuple[str, str]  # (dotted path, sentence)
+OF_TARGETS = frozenset(str(name) for name, row in TERMS.items() if "target" in row.inputs)
 
 
 def onpolicy_problems(recipe: Recipe) -> Iterator[Problem]:
@@ -14,7 +15,7 @@ def onpolicy_problems(recipe: Recipe) -> Iterator[Problem]:
         return
     for name, term in recipe.objective.terms.items():
         where = f"objective.terms.{name}"
-        if term.term in TERMS and "target" in TERMS[term.term].inputs:  # type: ignore[index]
+        if term.term in OF_TARGETS:
             yield (
                 f"{where}.term",
                 f"{term.term} looks at the tokens of the data, and those of method: onpolicy are the student's own: "

@@ -37,6 +37,7 @@ def student_result(job: Job, seconds: float) -> Result:
         "held_out": held,
         **tasks,
         "tokens": int(trainer.tokens_seen),
+        **({"completions": trainer.completions_seen} if hasattr(trainer, "completions_seen") else {}),
         "seconds": round(seconds, 1),
     }
 

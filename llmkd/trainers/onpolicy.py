@@ -66,6 +66,7 @@ class OnPolicyTrainer(DistillationTrainer):
         self.measured = Tallies(objective.domains)
         self.of_step = Tallies(objective.domains)  # what the adaptive schedules are told
         self.tokens_seen = torch.zeros((), dtype=torch.int64, device=args.device)
+        self.completions_seen = 0  # those that the student wrote
         self._counts: Tensor | None = None  # of the step that is being trained
         self._some_ended = True
 
@@ -106,7 +107,7 @@ class OnPolicyTrainer(DistillationTrainer):
             foreign = own_ends(batch["input_ids"], self.eos_token_ids, self.ends[name])
             batch[f"shared@{name}"] = batch["counted"] & ~foreign
         counts = self.objective.counts(batch)
-        self._counts = counts
+        self._counts = self.accelerator.reduce(counts, reduction="sum")
         self.tokens_seen += self._counts[0]
         self._metrics["train"]["on_policy"].append(float(drawn))
         return batch
@@ -115,6 +116,7 @@ class OnPolicyTrainer(DistillationTrainer):
         """What the student writes: its end counts, what is behind it does not."""
         out = super()._generate_and_score_completions(inputs)
         self._warn_if_none_ended()
+        self.completions_seen += len(inputs) * self.accelerator.num_processes
         out["domain_ids"] = torch.tensor([row["domain_id"] for row in inputs], device=self.accelerator.device)
         return dict(as_batch(out, out["completion_mask"]))
 
@@ -165,9 +167,11 @@ class OnPolicyTrainer(DistillationTrainer):
         super().log(logs, start_time)
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
-        mark = {"tokens_seen": int(self.tokens_seen), "seconds": self.seconds(), "unlogged": unlogged(self),
-                "objective": self.objective.state(), "metrics": dict(self._metrics["train"]),
-                "some_ended": self._some_ended}  # fmt: skip
+        mark = {
+            "tokens_seen": int(self.tokens_seen), "completions_seen": self.completions_seen,
+            "seconds": self.seconds(), "unlogged": unlogged(self), "objective": self.objective.state(),
+            "metrics": dict(self._metrics["train"]), "some_ended": self._some_ended,
+        }  # fmt: skip
         save_checkpoint(self, lambda: super(DistillationTrainer, self)._save_checkpoint(model, trial), mark)
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
@@ -175,6 +179,7 @@ class OnPolicyTrainer(DistillationTrainer):
         if checkpoint is not None:
             mark = read_mark(Path(checkpoint))
             self.tokens_seen.fill_(mark["tokens_seen"])
+            self.completions_seen = mark["completions_seen"]
             self.objective.restore(mark["objective"])
             for name, values in mark["metrics"].items():
                 self._metrics["train"][name].extend(values)

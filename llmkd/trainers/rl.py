@@ -76,6 +76,7 @@ class RLTrainer(GRPOTrainer):
         self.held_out, self.yardstick = list(held_out), yardstick
         self.measured = Tallies(domains)
         self.tokens_seen = torch.zeros((), dtype=torch.int64, device=args.device)
+        self.completions_seen = 0
         self._graded: Tensor | None = None
         self._seen: _Seen | None = None
 
@@ -110,6 +111,7 @@ class RLTrainer(GRPOTrainer):
         device = self.accelerator.device
         out["domain_ids"] = torch.tensor([row.get("domain_id", 0) for row in inputs], device=device)
         self.tokens_seen += out["num_items_in_batch"].to(torch.int64)
+        self.completions_seen += len(inputs) * self.accelerator.num_processes
         self._mask_samples(out)
         with torch.no_grad():
             for name in sorted({term.teacher for term in self.terms if self._heard(term)}):
@@ -337,7 +339,7 @@ class RLTrainer(GRPOTrainer):
             "loss": float(self.accelerator.reduce(self._tr_loss.clone(), reduction="mean")),
             "measured": self.measured.total(self.accelerator),
         }
-        mark = {"tokens_seen": int(self.tokens_seen), "seconds": self.seconds(), "unlogged": unlogged,
+        mark = {"tokens_seen": int(self.tokens_seen), "completions_seen": self.completions_seen, "seconds": self.seconds(), "unlogged": unlogged,
                 "micro_batches": self._step, "metrics": dict(self._metrics["train"])}  # fmt: skip
 
         def save() -> None:
@@ -353,6 +355,7 @@ class RLTrainer(GRPOTrainer):
         if checkpoint is not None:
             mark = read_mark(Path(checkpoint))
             self.tokens_seen.fill_(mark["tokens_seen"])
+            self.completions_seen = mark["completions_seen"]
             self._step = mark["micro_batches"]
             for name, values in mark["metrics"].items():
                 self._metrics["train"][name].extend(values)

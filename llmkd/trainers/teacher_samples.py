@@ -60,8 +60,8 @@ def drawn(
 
 def _read(path: Path, said: Mapping[str, Any]) -> Completions:
     """What the file holds, but for a last line that was cut short; nothing where it was drawn otherwise."""
-    # Not splitlines: what a model writes may hold other characters that end a line.
-    lines = path.read_text(encoding="utf-8").split("\n") if path.is_file() else []
+    # Not splitlines: what a model writes may hold other characters that end a line.  A cut may fall inside one.
+    lines = path.read_text(encoding="utf-8", errors="replace").split("\n") if path.is_file() else []
     if not lines or _parsed(lines[0]) != {"drawn": json.loads(json.dumps(said))}:
         return {}
     rows = [row for row in map(_parsed, lines[1:]) if row is not None]

@@ -188,13 +188,17 @@ def outcomes_of(work: Comparison) -> dict[str, dict[int, Outcome]]:
 
 
 def unequal_tokens(outcomes: Mapping[str, Mapping[int, Outcome]]) -> list[str]:
-    """A line for every seed with which arms saw different numbers of tokens."""
+    """A line for every seed with which arms saw different numbers of tokens; of completions, where they wrote them
+    themselves, since how long these are is their own doing."""
     lines = []
     for seed in next(iter(outcomes.values()), {}):
-        counts = {name: runs[seed].tokens for name, runs in outcomes.items() if runs[seed].tokens is not None}
-        if len(set(counts.values())) > 1:
-            said = ", ".join(f"{name} {count:,}" for name, count in counts.items())
-            lines.append(f"UNEQUAL BUDGETS, seed {seed}: the arms saw different numbers of tokens: {said}.")
+        ended = {name: runs[seed] for name, runs in outcomes.items()}
+        wrote = {name: run.completions for name, run in ended.items() if run.completions is not None}
+        read = {name: run.tokens for name, run in ended.items() if run.tokens is not None and name not in wrote}
+        for what, counts in (("tokens", read), ("completions", wrote)):
+            if len(set(counts.values())) > 1:
+                said = ", ".join(f"{name} {count:,}" for name, count in counts.items())
+                lines.append(f"UNEQUAL BUDGETS, seed {seed}: the arms saw different numbers of {what}: {said}.")
     return lines
 
 

@@ -33,6 +33,7 @@ class Outcome:
     others: dict[str, dict[str, float]] = field(default_factory=dict)
     steps: int | None = None
     tokens: int | None = None
+    completions: int | None = None
     seconds: float | None = None
     diverged_at: int | None = None
 
@@ -60,7 +61,7 @@ def outcome(run: Path, folder: str, failed: bool = False) -> Outcome:
               for name, result in results.items() if result is not own}  # fmt: skip
     state = "diverged" if broken or at is not None else "finished"
     return Outcome(
-        state, folder, values, others, summary["steps"], own.get("tokens"), own.get("seconds"), at
+        state, folder, values, others, summary["steps"], own.get("tokens"), own.get("completions"), own.get("seconds"), at
     )  # fmt: skip
 
 
