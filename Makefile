@@ -26,7 +26,7 @@ $(PY):
 $(READY): setup.cfg pyproject.toml constraints.txt | $(PY)
 	$(PY) -m pip install --upgrade 'pip>=24'
 	$(PY) -m pip install -c constraints.txt torch
-	$(PY) -m pip install -c constraints.txt -e '.[dev,deepspeed,eval,report]'
+	$(PY) -m pip install -c constraints.txt -e '.[dev,deepspeed,eval,math,report]'
 	touch $@
 
 # Real vLLM on the CPU, for tests: Linux x86_64 with Python 3.11.

@@ -13,8 +13,10 @@ from llmkd.modelling import EMBEDDED, resolve
 EMBEDDED_DATA = "llmkd/quickstart"
 TASKS_PATH = "llmkd/tasks"
 
+OWN = "runs/"  # what another recipe here leaves, with the embedded tokenizer
+
 # The architecture of each model that a recipe names, by the start of its name.
-MODEL_TYPES = {"Qwen/Qwen2.5-": "qwen2", "HuggingFaceTB/SmolLM2-": "llama", EMBEDDED: "llama"}
+MODEL_TYPES = {"Qwen/Qwen2.5-": "qwen2", "HuggingFaceTB/SmolLM2-": "llama", EMBEDDED: "llama", OWN: "llama"}
 
 CHAT = [
     [("user", "What does the red cat see?"), ("assistant", "A stone behind the garden wall.")],
@@ -77,7 +79,8 @@ def _replace_models(recipe: dict[str, Any], folder: Path, tokenizer_folder: Path
         name = section.get("model_name_or_path")
         if name is not None:
             # The embedded tokenizer needs no stand-in. A teacher's head may have more rows than the student's.
-            tokenizer = Path(resolve(EMBEDDED)) if name == EMBEDDED else tokenizer_folder
+            embedded = name == EMBEDDED or name.startswith(OWN)
+            tokenizer = Path(resolve(EMBEDDED)) if embedded else tokenizer_folder
             section["model_name_or_path"] = str(tiny_of(name, tokenizer, folder / f"model-{number}", 64 * number))
         assert section.get("tokenizer_name_or_path") in (None, EMBEDDED)
         section.pop("revision", None)

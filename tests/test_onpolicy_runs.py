@@ -10,6 +10,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, GenerationConfig
 
+from llmkd import cli
 from llmkd.build_onpolicy import _completed
 from llmkd.build_rollouts import keep_to_shared
 from llmkd.trainers.onpolicy import OnPolicyTrainer, on_policy
@@ -26,6 +27,7 @@ from runs import (
     prose,
     put,
     trained,
+    write_recipe,
     write_rows,
 )
 from tiny import tiny_llama, tiny_tokenizer
@@ -101,6 +103,14 @@ def test_broken_off_it_goes_on_as_if_it_had_not(
     assert seen[0] == seen[1] == 8 * sum(on_policy(3, step, 0.5) for step in range(7))
     without_step_time([tmp_path / "whole", tmp_path / "broken"])
     assert_same_run(tmp_path / "whole", tmp_path / "broken")
+
+
+def test_verify_holds_its_laws_on_what_the_student_writes(
+    inputs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = write_recipe(recipe(inputs, tmp_path / "run", train__lmbda=1.0), tmp_path / "recipe.yaml")
+    assert cli.main(["verify", str(path)]) == 0
+    assert "jsd" in capsys.readouterr().out and not (tmp_path / "run").exists()
 
 
 # -- completions of the teacher ---------------------------------------------------------------------------------------

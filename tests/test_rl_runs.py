@@ -1,12 +1,14 @@
 """Recipes of reinforcement learning, run whole on tiny models: what they leave, how they go on, what they refuse."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
+from llmkd.checks.recipe import opened
 from llmkd.trainers.rl import RLTrainer
 
 from runs import (
@@ -19,6 +21,7 @@ from runs import (
     metrics,
     one_message,
     put,
+    write_recipe,
     write_rows,
 )
 
@@ -126,6 +129,25 @@ def test_adapters_and_their_base_as_the_teacher_share_its_memory(inputs: Path, t
     assert not any(torch.isnan(p).any() for p in job.trainer.model.parameters())
 
 
+def test_a_teacher_without_adapters_is_measured_without_them(inputs: Path, tmp_path: Path) -> None:
+    """The same student twice: as a teacher apart, and as the one that takes no memory."""
+    found = []
+    for name, same in (("shared", "student"), ("apart", "copy")):
+        if same == "copy":
+            shutil.copytree(inputs / "student", tmp_path / "copy")
+        teacher = str(inputs / "student" if same == "student" else tmp_path / "copy")
+        data = recipe(
+            inputs, tmp_path / name, teachers=[{"model_name_or_path": teacher, "dtype": "float32"}],
+            student__lora={"r": 4, "target_modules": "all-linear"}, eval__datasets=held_out(inputs),
+            train__learning_rate=1e-2,
+        )  # fmt: skip
+        assert main_with(data) == 0
+        found.append(json.loads((tmp_path / name / "summary.json").read_text())["results"])
+    shared, apart = ({d: m["ce"] for d, m in results["teacher"]["held_out"].items()} for results in found)
+    assert shared == pytest.approx(apart, rel=1e-5)
+    assert shared != pytest.approx({d: m["ce"] for d, m in found[0]["student"]["held_out"].items()}, rel=1e-3)
+
+
 def test_a_reward_that_raises_is_masked_counted_and_named(
     inputs: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -167,6 +189,12 @@ def test_a_mistake_is_one_message(inputs: Path, tmp_path: Path, capsys: Any, cha
     assert main_with(recipe(inputs, tmp_path / "run", **changes)) == 2
     error = capsys.readouterr().err
     assert words in error and "Traceback" not in error
+
+
+def test_verify_of_such_a_recipe_says_what_it_cannot(inputs: Path, tmp_path: Path) -> None:
+    path = write_recipe(recipe(inputs, tmp_path / "run"), tmp_path / "run.yaml")
+    with pytest.raises(ValueError, match="verify without a recipe"), opened(str(path), [], None):
+        pass
 
 
 def test_a_prompt_as_long_as_the_context_is_named(inputs: Path, tmp_path: Path, capsys: Any) -> None:

@@ -48,6 +48,11 @@ def opened(path: str, overrides: Sequence[str], device: str | None) -> Iterator[
     Raises ValueError as ``config.load`` and ``build`` do.
     """
     recipe = config.load(path, overrides, train_fields=train_fields)
+    if recipe.train.method == "rl":
+        raise ValueError(
+            f"{path}: train.method: rl: its terms are those of samples, not of rows to be laid before both models: llmkd "
+            "verify without a recipe proves the estimators and divergences that it uses"
+        )
     _quiet()
     with tempfile.TemporaryDirectory(prefix="llmkd-verify-") as folder:
         run = recipe.run.model_copy(
@@ -96,13 +101,17 @@ class Subject:
     # -- what the models say -------------------------------------------------------------------------------------------
 
     def _first_rows(self, count: int) -> list[Mapping[str, Any]]:
-        """As the training draws them."""
+        """As the training draws them; of prompts, with what the student writes to them."""
         sampler = self.trainer._get_train_sampler()
         data = self.trainer.train_dataset
-        return list(islice(iter(data), count)) if sampler is None else [data[i] for i in islice(iter(sampler), count)]
+        if sampler is None:
+            return list(islice(iter(data), count))
+        rows = [data[i] for i in islice(iter(sampler), count)]
+        return self.trainer.written_to(rows) if hasattr(self.trainer, "written_to") else rows
 
     def collated(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:
-        return {name: x.to(self.trainer.args.device) for name, x in self.trainer.data_collator(list(rows)).items()}
+        collate = getattr(self.trainer, "collate", self.trainer.data_collator)
+        return {name: x.to(self.trainer.args.device) for name, x in collate(list(rows)).items()}
 
     @torch.no_grad()
     def hidden(self, batch: Batch) -> Tensor:

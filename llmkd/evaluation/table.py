@@ -47,9 +47,10 @@ def teacher_results(job: Job, yardstick: Any) -> dict[str, Result]:
     out = {}
     for name, teacher in job.teachers.items():
         wrapped = teacher.wrapped or teacher.model
-        held = {h.domain: measure(wrapped, h, {}, yardstick, job.trainer.accelerator) for h in _plain(job, name)}
-        with whole_for_generation(wrapped, job.trainer.accelerator) as model:
-            tasks = run_tasks(model, job.tokenizer, job.recipe.eval.tasks)
+        with teacher.itself():
+            held = {h.domain: measure(wrapped, h, {}, yardstick, job.trainer.accelerator) for h in _plain(job, name)}
+            with whole_for_generation(wrapped, job.trainer.accelerator) as model:
+                tasks = run_tasks(model, job.tokenizer, job.recipe.eval.tasks)
         out[name] = {"parameters": parameter_count(teacher.model), "held_out": held, **tasks}
     return out
 

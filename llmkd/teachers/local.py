@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -47,6 +49,10 @@ class LocalTeacher:
         kept = batch[f"shared@{self.name}"][batch["counted"]]
         return States(_spread(hidden, kept), head, kept)
 
+    def itself(self) -> AbstractContextManager[None]:
+        """``model`` is always this teacher."""
+        return nullcontext()
+
     def _forward(self, batch: Batch, view: str) -> Tensor:
         return hidden_states(self.model, batch, view)
 
@@ -70,10 +76,16 @@ class WithoutAdapters:
     @torch.no_grad()
     def score(self, batch: Batch) -> Signals:
         """Hidden states ``[N, H]`` for the batch's counted tokens, and the head, which has no adapter."""
+        with self.itself():
+            return States(hidden_states(self.model, batch), head_of(self.model))
+
+    @contextmanager
+    def itself(self) -> Iterator[None]:
+        """``model`` is the teacher inside, and the student again outside."""
         was_training = self.model.training
         self.model.eval()
         try:
             with self.model.disable_adapter():  # type: ignore[operator]
-                return States(hidden_states(self.model, batch), head_of(self.model))
+                yield
         finally:
             self.model.train(was_training)

@@ -90,6 +90,17 @@ class OnPolicyTrainer(DistillationTrainer):
         """The tokens of prompts, as the student is asked to go on from them."""
         return self._tokenize_prompts([row["prompt"] for row in rows])[0]
 
+    def written_to(self, rows: Sequence[Row]) -> list[dict[str, Any]]:
+        """Rows of tokens, for ``collate``: what the student writes to these prompts now; ``llmkd verify`` looks at
+        them."""
+        asked = self.prompt_ids(rows)
+        written = self._generate_single_turn(asked, None, {})
+        return [
+            {"input_ids": [*prompt, *said], "counted": [0] * len(prompt) + [1] * len(said),
+             "seq_lengths": [len(prompt) + len(said)], "domains": [row["domain_id"]], "n_bytes": 0}
+            for row, prompt, said in zip(rows, asked, written, strict=True)
+        ]  # fmt: skip
+
     def whole(self) -> AbstractContextManager[nn.Module]:
         """The student with its parameters gathered, ready for ``generate``."""
         return whole_for_generation(self.model_wrapped, self.accelerator)

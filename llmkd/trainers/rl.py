@@ -339,7 +339,8 @@ class RLTrainer(GRPOTrainer):
             "loss": float(self.accelerator.reduce(self._tr_loss.clone(), reduction="mean")),
             "measured": self.measured.total(self.accelerator),
         }
-        mark = {"tokens_seen": int(self.tokens_seen), "completions_seen": self.completions_seen, "seconds": self.seconds(), "unlogged": unlogged,
+        mark = {"tokens_seen": int(self.tokens_seen), "completions_seen": self.completions_seen,
+                "seconds": self.seconds(), "unlogged": unlogged,
                 "micro_batches": self._step, "metrics": dict(self._metrics["train"])}  # fmt: skip
 
         def save() -> None:

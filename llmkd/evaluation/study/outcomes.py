@@ -61,7 +61,8 @@ def outcome(run: Path, folder: str, failed: bool = False) -> Outcome:
               for name, result in results.items() if result is not own}  # fmt: skip
     state = "diverged" if broken or at is not None else "finished"
     return Outcome(
-        state, folder, values, others, summary["steps"], own.get("tokens"), own.get("completions"), own.get("seconds"), at
+        state, folder, values, others, summary["steps"], own.get("tokens"), own.get("completions"), own.get("seconds"),
+        at,
     )  # fmt: skip
 
 
