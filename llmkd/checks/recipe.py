@@ -50,8 +50,8 @@ def opened(path: str, overrides: Sequence[str], device: str | None) -> Iterator[
     recipe = config.load(path, overrides, train_fields=train_fields)
     if recipe.train.method == "rl":
         raise ValueError(
-            f"{path}: train.method: rl: its terms are those of samples, not of rows to be laid before both models: llmkd "
-            "verify without a recipe proves the estimators and divergences that it uses"
+            f"{path}: train.method: rl: its terms are those of samples, not of rows to be laid before both models: "
+            "llmkd verify without a recipe proves the estimators and divergences that it uses"
         )
     _quiet()
     with tempfile.TemporaryDirectory(prefix="llmkd-verify-") as folder:

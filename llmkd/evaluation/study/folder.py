@@ -86,9 +86,9 @@ def _alive(process: int) -> bool:
     except PermissionError:
         return True
     try:
-        return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except OSError:
-        return True
+        return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] not in ("Z", "X")
+    except OSError:  # it has gone since, or there is no such folder
+        return not Path("/proc/self/stat").exists()
 
 
 def write_study(study: Study) -> None:
