@@ -129,7 +129,7 @@ class Sampled:
     kept: Tensor | None = None
 
 
-Signals = States | Logits | Sparse | Sampled
+Signals = States | Logits | Sparse
 """What a model says about the N counted tokens of a batch."""
 
 

@@ -131,7 +131,7 @@ def _term(path: str, term: Term, recipe: Recipe) -> Iterator[Problem]:
     if recipe.train.method == "rl" or term.term in POLICY_TERMS:
         yield from policy_problems(path, term, recipe)
     for name, sentence in knob_problems(term.term, term.knobs) if term.term in TERMS else ():
-        foreign = name in EXPLAINED and name not in TERMS[term.term].knobs
+        foreign = name in EXPLAINED and name not in TERMS[term.term].knobs  # type: ignore[index]
         yield f"{path}.{name}", f"{sentence}; {EXPLAINED[name]}" if foreign else sentence
     for name in ("weight", "t"):
         if isinstance(value := getattr(term, name), Schedule):

@@ -3,7 +3,7 @@
 Rules that need more than one key are in `rules.py`; what is not built yet is named in a field's `not_built`.
 """
 
-from typing import Annotated, Any, Literal, get_args
+from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
 
 from pydantic import (
     BaseModel,
@@ -234,7 +234,10 @@ class Mask(Section):
 
 
 PolicyTermName = Literal["grpo", "nft"]
-AnyTermName = Literal[(*get_args(TermName), *get_args(PolicyTermName))]
+if TYPE_CHECKING:
+    AnyTermName = TermName | PolicyTermName
+else:  # one list of names, for the messages
+    AnyTermName = Literal[(*get_args(TermName), *get_args(PolicyTermName))]
 POLICY_TERMS: tuple[str, ...] = get_args(PolicyTermName)
 SampleMask = Literal["correct", "incorrect", "group_all_wrong"]
 # Terms that read no teacher; every other term needs one.

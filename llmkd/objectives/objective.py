@@ -231,4 +231,4 @@ def _tau(tau: float | str, batch: Batch) -> float | Tensor:
 
 def needs_teacher(kind: str) -> bool:
     """Whether a term of this kind looks at a teacher."""
-    return kind in TERMS and TERMS[kind].needs_teacher  # type: ignore[index]
+    return kind in TERMS and TERMS[kind].needs_teacher

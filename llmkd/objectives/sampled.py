@@ -12,7 +12,7 @@ CHUNK_BYTES = 2**28
 
 
 @torch.no_grad()
-def sampled_logp(signals: Signals, targets: Tensor, vocabulary: int, tau: float = 1.0) -> Tensor:
+def sampled_logp(signals: Signals | Sampled, targets: Tensor, vocabulary: int, tau: float = 1.0) -> Tensor:
     """Log-probabilities ``[N]``, in float32, of the tokens ``targets [N]`` at temperature ``tau``, over the first
     ``vocabulary`` rows.
 
