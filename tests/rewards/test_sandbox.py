@@ -13,6 +13,7 @@ import sys
 import textwrap
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -86,7 +87,8 @@ def test_right_code_passes_and_wrong_code_fails_at_the_line(isolation: str) -> N
 def test_status(code: str, status: str, said: str) -> None:
     if "ctypes" in code and why_not_namespaces():
         pytest.skip("without namespaces ctypes is refused")
-    found = run(code, TESTS, QUICK)
+    limits = replace(QUICK, memory_mb=256) if status == "memory" else QUICK  # a gigabyte takes its time to fill
+    found = run(code, TESTS, limits)
     assert (found.passed, found.status) == (False, status), found
     assert said in found.message
 
