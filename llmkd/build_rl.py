@@ -29,7 +29,8 @@ from llmkd.trainers.settings import settings_of
 logger = logging.getLogger(__name__)
 
 FORMULAS = Formulas(
-    estimators={"k1": policy.k1, "k2": policy.k2, "k3": policy.k3},
+    estimators={"k2": policy.k2, "k3": policy.k3},
+    advantage=policy.teacher_advantage,
     sampled=sampled.sampled_logp,
     likeliest=sampled.likeliest,
     negative_aware=negative_aware,

@@ -13,7 +13,7 @@ from torch import nn
 from llmkd import build, modelling
 from llmkd.backbone import check_family
 from llmkd.config import Recipe
-from llmkd.data.pipeline import Prepared, Rows, prepare_held_out
+from llmkd.data.pipeline import Prepared, Rows, prepare_held_out, weights_of
 from llmkd.data.prompts import prompts_of
 from llmkd.teachers.local import WithoutAdapters
 from llmkd.trainers.callbacks import CheckFamily
@@ -111,13 +111,10 @@ def prompt_rows(recipe: Recipe, args: Any, tokenizer: Any, student: nn.Module, d
         recipe.data, tokenizer, domains, references, as_user=AS_USER[args.text_prompts], system=args.system_prompt,
         longest=longest,
     )  # fmt: skip
-    weights = None if recipe.data.sampling.kind == "proportional" else [
-        1.0 if recipe.data.sampling.kind == "uniform" else float(s.weight) for s in recipe.data.datasets
-    ]  # fmt: skip
     defaults = {spec.name: spec.default for spec in fields(OffPolicySettings)}
     plain = SimpleNamespace(**{**defaults, "eval_packing": False, "max_length": context})
     held_out = prepare_held_out(recipe.eval, plain, tokenizer, {}, domains)
-    return Rows(Prepared(prompts, lengths, weights), held_out, ())
+    return Rows(Prepared(prompts, lengths, weights_of(recipe.data)), held_out, ())
 
 
 def keep_to_shared(given: Mapping[str, Any] | None, rows: int, vocabulary: int, vllm: bool) -> dict[str, Any]:

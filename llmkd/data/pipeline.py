@@ -72,7 +72,7 @@ def prepare_training(
         _rows(source, f"data.datasets.{i}", settings, tokenizer, own, domains, bool(settings.packing), seed, numbers)
         for i, source in enumerate(data.datasets)
     ]
-    weights = _weights(data)
+    weights = weights_of(data)
     if streaming == {True}:
         mixed = mix_streams(parts, weights, seed)
         # Without an end: to resume is to skip what was drawn, in whatever pass that was.
@@ -121,7 +121,7 @@ def _rows(
     return pack(rows, settings.max_length, seed=seed, teachers=tuple(own))
 
 
-def _weights(data: Data) -> list[float] | None:
+def weights_of(data: Data) -> list[float] | None:
     """Shares of the sources when drawing: None for in proportion to their rows."""
     if data.sampling.kind == "proportional":
         return None

@@ -54,6 +54,12 @@ class MetricsFile(TrainerCallback):
             file.write(json.dumps({"step": state.global_step, "seconds": round(self.seconds, 3), **line}) + "\n")
 
 
+def seconds_of(trainer: Any) -> float:
+    """Time spent training a run, as its metrics file counts it."""
+    clocks = [c.seconds for c in trainer.callback_handler.callbacks if isinstance(c, MetricsFile)]
+    return clocks[0] if clocks else 0.0
+
+
 def peak_memory(device: torch.device) -> int:
     """The most bytes held so far: by PyTorch's allocator on a GPU, else by the process in resident pages."""
     if device.type == "cuda":

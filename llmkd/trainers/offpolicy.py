@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.utils.data import Sampler
 from trl import SFTTrainer
 
-from llmkd.trainers.callbacks import MetricsFile, Unlogged
+from llmkd.trainers.callbacks import Unlogged, seconds_of
 from llmkd.trainers.checkpoints import read_mark, save_checkpoint
 from llmkd.trainers.held_out import HeldOut, evaluate
 from llmkd.trainers.objective_loss import objective_loss, tell_schedules, unlogged
@@ -136,7 +136,7 @@ class OffPolicyTrainer(SFTTrainer):
         super()._save(output_dir, None if plugin is not None and plugin.zero_stage < 3 else state_dict)
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
-        mark = {"tokens_seen": int(self.tokens_seen), "seconds": self.seconds(), "unlogged": unlogged(self),
+        mark = {"tokens_seen": int(self.tokens_seen), "seconds": seconds_of(self), "unlogged": unlogged(self),
                 "objective": self.objective.state()}  # fmt: skip
         save_checkpoint(self, lambda: super(SFTTrainer, self)._save_checkpoint(model, trial), mark)
 
@@ -147,8 +147,3 @@ class OffPolicyTrainer(SFTTrainer):
             self.tokens_seen.fill_(mark["tokens_seen"])
             self.objective.restore(mark["objective"])
             self.add_callback(Unlogged(self, mark["unlogged"]))
-
-    def seconds(self) -> float:
-        """Time spent training this run, as the metrics file counts it."""
-        clocks = [c.seconds for c in self.callback_handler.callbacks if isinstance(c, MetricsFile)]
-        return clocks[0] if clocks else 0.0

@@ -22,11 +22,11 @@ from torch import Tensor, nn
 from torch.utils.data import Sampler
 from trl import DistillationTrainer
 
-from llmkd.trainers.callbacks import MetricsFile, Unlogged
+from llmkd.trainers.callbacks import Unlogged, seconds_of
 from llmkd.trainers.checkpoints import read_mark, save_checkpoint
 from llmkd.trainers.held_out import HeldOut, evaluate
 from llmkd.trainers.objective_loss import objective_loss, tell_schedules, unlogged
-from llmkd.trainers.rollouts import as_batch, own_ends
+from llmkd.trainers.rollouts import EndsSeen, as_batch, own_ends
 from llmkd.trainers.tallies import Tallies
 from llmkd.trl_compat import whole_for_generation
 from llmkd.types import Batch, Loss, Teacher
@@ -68,7 +68,7 @@ class OnPolicyTrainer(DistillationTrainer):
         self.tokens_seen = torch.zeros((), dtype=torch.int64, device=args.device)
         self.completions_seen = 0  # those that the student wrote
         self._counts: Tensor | None = None  # of the step that is being trained
-        self._some_ended = True
+        self.ends_seen = EndsSeen()
 
     # -- data ---------------------------------------------------------------------------------------------------------
 
@@ -126,7 +126,7 @@ class OnPolicyTrainer(DistillationTrainer):
     def _written(self, inputs: list[dict[str, Any]]) -> dict[str, Tensor]:
         """What the student writes: its end counts, what is behind it does not."""
         out = super()._generate_and_score_completions(inputs)
-        self._warn_if_none_ended()
+        self.ends_seen.look(self)
         self.completions_seen += len(inputs) * self.accelerator.num_processes
         out["domain_ids"] = torch.tensor([row["domain_id"] for row in inputs], device=self.accelerator.device)
         return dict(as_batch(out, out["completion_mask"]))
@@ -134,18 +134,6 @@ class OnPolicyTrainer(DistillationTrainer):
     def _given(self, inputs: list[dict[str, Any]]) -> dict[str, Tensor]:
         assert self.collate is not None, "a step on the data, and no rows of it"
         return {k: v.to(self.accelerator.device) for k, v in self.collate(inputs).items()}
-
-    def _warn_if_none_ended(self) -> None:
-        """Once for each time that it begins: a student that has learned not to stop is worth nothing."""
-        ended = self._metrics["train"]["completions/clipped_ratio"][-1] < 1
-        if self._some_ended and not ended:
-            logger.warning(
-                "step %d: not one completion of the step ended by itself within train.max_completion_length=%d "
-                "tokens: nothing teaches the student where to end. Raise it, or check the chat template and the "
-                "student's end-of-turn token (%s)",
-                self.state.global_step + 1, self.max_completion_length, self.eos_token_ids,
-            )  # fmt: skip
-        self._some_ended = ended
 
     # -- loss ---------------------------------------------------------------------------------------------------------
 
@@ -180,8 +168,8 @@ class OnPolicyTrainer(DistillationTrainer):
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         mark = {
             "tokens_seen": int(self.tokens_seen), "completions_seen": self.completions_seen,
-            "seconds": self.seconds(), "unlogged": unlogged(self), "objective": self.objective.state(),
-            "metrics": dict(self._metrics["train"]), "some_ended": self._some_ended,
+            "seconds": seconds_of(self), "unlogged": unlogged(self), "objective": self.objective.state(),
+            "metrics": dict(self._metrics["train"]), "some_ended": self.ends_seen.some,
         }  # fmt: skip
         save_checkpoint(self, lambda: super(DistillationTrainer, self)._save_checkpoint(model, trial), mark)
 
@@ -194,13 +182,8 @@ class OnPolicyTrainer(DistillationTrainer):
             self.objective.restore(mark["objective"])
             for name, values in mark["metrics"].items():
                 self._metrics["train"][name].extend(values)
-            self._some_ended = mark["some_ended"]
+            self.ends_seen.some = mark["some_ended"]
             self.add_callback(Unlogged(self, mark["unlogged"]))
-
-    def seconds(self) -> float:
-        """Time spent training this run, as the metrics file counts it."""
-        clocks = [c.seconds for c in self.callback_handler.callbacks if isinstance(c, MetricsFile)]
-        return clocks[0] if clocks else 0.0
 
 
 def on_policy(seed: int, step: int, share: float) -> bool:

@@ -6,9 +6,11 @@ from dataclasses import dataclass, field
 
 from trl import DistillationConfig
 
+from llmkd.trainers.sample_settings import SampleSettings
+
 
 @dataclass
-class OnPolicySettings(DistillationConfig):
+class OnPolicySettings(SampleSettings, DistillationConfig):
     """TRL's ``DistillationConfig`` and what it lacks.  Keys that TRL knows keep TRL's meaning, but ``temperature`` is
     that of drawing alone: the divergence has its own, in the objective."""
 
@@ -20,24 +22,6 @@ class OnPolicySettings(DistillationConfig):
     )
     max_length: int | None = field(
         default=1024, metadata={"help": "Longest row of a step on the data, in tokens; longer ones are truncated."}
-    )
-    logging_steps: float = field(default=1, metadata={"help": "Write a line of metrics every so many steps."})
-    gradient_checkpointing: bool = field(default=False, metadata={"help": "Recompute activations in the backward."})
-    ddp_find_unused_parameters: bool | None = field(
-        default=False, metadata={"help": "Look for parameters without a gradient at every step, with DDP."}
-    )
-    logging_nan_inf_filter: bool = field(
-        default=False, metadata={"help": "Log the last finite loss in place of one that is not."}
-    )
-    text_prompts: str = field(
-        default="auto",
-        metadata={"help": "A prompt of text is a user's turn, or raw; auto: a turn where there is a chat template."},
-    )
-    system_prompt: str | None = field(
-        default=None, metadata={"help": "A system message in front of every conversation that has none."}
-    )
-    early_stopping_patience: int | None = field(
-        default=None, metadata={"help": "Stop after so many evaluations without a better metric_for_best_model."}
     )
 
 

@@ -52,12 +52,13 @@ class TeacherTerm:
 class Formulas:
     """The mathematics of these terms, as functions of tensors: ``llmkd.objectives`` has them.
 
-    estimators: ``k1``, ``k2``, ``k3``, each ``(logp, logq) -> value``; sampled: ``(signals, targets, vocabulary, tau)
-    -> logp [N]``; likeliest: ``(signals, k, vocabulary) -> (ids [N, k], logp [N, k])``; negative_aware: ``(logq, old,
-    correct, pass_rate) -> value``.
+    estimators: ``k2``, ``k3``, each ``(logp, logq) -> value``; advantage: ``log p - log q``; sampled: ``(signals,
+    targets, vocabulary, tau) -> logp [N]``; likeliest: ``(signals, k, vocabulary) -> (ids [N, k], logp [N, k])``;
+    negative_aware: ``(logq, old, correct, pass_rate) -> value``.
     """
 
     estimators: Mapping[str, Callable[[Tensor, Tensor], Tensor]]
+    advantage: Callable[[Tensor, Tensor], Tensor]
     sampled: Callable[[Signals, Tensor, int, float], Tensor]
     likeliest: Callable[[Signals, int, int], tuple[Tensor, Tensor]]
     negative_aware: Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]

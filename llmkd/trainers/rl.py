@@ -25,12 +25,13 @@ from trl import GRPOTrainer
 
 from llmkd.backbone import causal_lm, head_module, head_of, through
 from llmkd.trainers import rollout_files
-from llmkd.trainers.callbacks import MetricsFile, Unlogged
+from llmkd.trainers.callbacks import Unlogged, seconds_of
 from llmkd.trainers.checkpoints import read_mark, save_checkpoint
 from llmkd.trainers.held_out import HeldOut, evaluate
 from llmkd.trainers.normalisers import OVER_STEP, token_weights
+from llmkd.trainers.objective_loss import unlogged
 from llmkd.trainers.policy_terms import SAMPLED, WHOLE, Formulas, PolicyTerm, TeacherTerm, at
-from llmkd.trainers.rollouts import as_batch, kept_samples, own_ends, part_of, pass_rates
+from llmkd.trainers.rollouts import EndsSeen, as_batch, kept_samples, own_ends, part_of, pass_rates
 from llmkd.trainers.tallies import Tallies
 from llmkd.trl_compat import whole_for_generation
 from llmkd.types import Loss, Sparse, Teacher
@@ -77,6 +78,7 @@ class RLTrainer(GRPOTrainer):
         self.measured = Tallies(domains)
         self.tokens_seen = torch.zeros((), dtype=torch.int64, device=args.device)
         self.completions_seen = 0
+        self.ends_seen = EndsSeen()
         self._graded: Tensor | None = None
         self._seen: _Seen | None = None
 
@@ -108,6 +110,7 @@ class RLTrainer(GRPOTrainer):
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> Rollouts:
         """TRL's rollouts, with ``heard@TEACHER`` and what the teacher says, and ``kept@TERM`` for every term."""
         out: Rollouts = super()._generate_and_score_completions(inputs)
+        self.ends_seen.look(self)
         device = self.accelerator.device
         out["domain_ids"] = torch.tensor([row.get("domain_id", 0) for row in inputs], device=device)
         self.tokens_seen += out["num_items_in_batch"].to(torch.int64)
@@ -124,7 +127,9 @@ class RLTrainer(GRPOTrainer):
         return out
 
     def _heard(self, term: TeacherTerm) -> bool:
-        return at(term.weight, self.state.global_step) != 0
+        """Whether a term has a weight at one of the steps that are trained on the rollout that begins now."""
+        first, updates = self.state.global_step, -(-self._steps_per_rollout // self.args.gradient_accumulation_steps)
+        return any(at(term.weight, step) != 0 for step in range(first, first + updates))
 
     def _mask_samples(self, out: Rollouts) -> None:
         """``kept@TERM [B]`` of this rank, and the policy's mask upon the advantages."""
@@ -200,7 +205,7 @@ class RLTrainer(GRPOTrainer):
             width, size = out["completion_ids"].shape[1], self.args.per_device_train_batch_size
             logq = self._get_per_token_logps_and_entropies(self.model, ids, attention, width, batch_size=size)[0]
         looked_at = self._looked_at(term, out)
-        gap = torch.where(looked_at, -self.formulas.estimators["k1"](out[f"logp@{term.teacher}"], logq), 0.0)
+        gap = torch.where(looked_at, self.formulas.advantage(out[f"logp@{term.teacher}"], logq), 0.0)
         scale = out.get(f"scale@{term.name}", 1.0)
         shaped = at(term.weight, self.state.global_step) * scale * gap
         advantages = out["advantages"]
@@ -334,14 +339,11 @@ class RLTrainer(GRPOTrainer):
         super().log(logs, start_time)
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
-        unlogged = {
-            "since": self._globalstep_last_logged,
-            "loss": float(self.accelerator.reduce(self._tr_loss.clone(), reduction="mean")),
-            "measured": self.measured.total(self.accelerator),
-        }
-        mark = {"tokens_seen": int(self.tokens_seen), "completions_seen": self.completions_seen,
-                "seconds": self.seconds(), "unlogged": unlogged,
-                "micro_batches": self._step, "metrics": dict(self._metrics["train"])}  # fmt: skip
+        mark = {
+            "tokens_seen": int(self.tokens_seen), "completions_seen": self.completions_seen,
+            "seconds": seconds_of(self), "unlogged": unlogged(self), "micro_batches": self._step,
+            "metrics": dict(self._metrics["train"]), "some_ended": self.ends_seen.some,
+        }  # fmt: skip
 
         def save() -> None:
             super(GRPOTrainer, self)._save_checkpoint(model, trial)
@@ -358,16 +360,12 @@ class RLTrainer(GRPOTrainer):
             self.tokens_seen.fill_(mark["tokens_seen"])
             self.completions_seen = mark["completions_seen"]
             self._step = mark["micro_batches"]
+            self.ends_seen.some = mark["some_ended"]
             for name, values in mark["metrics"].items():
                 self._metrics["train"][name].extend(values)
             device = self.accelerator.device
             self._buffered_inputs = rollout_files.load(Path(checkpoint), self.accelerator.process_index, device)
             self.add_callback(Unlogged(self, mark["unlogged"]))
-
-    def seconds(self) -> float:
-        """Time spent training this run, as the metrics file counts it."""
-        clocks = [c.seconds for c in self.callback_handler.callbacks if isinstance(c, MetricsFile)]
-        return clocks[0] if clocks else 0.0
 
 
 def _moved(inputs: Rollouts) -> Tensor:

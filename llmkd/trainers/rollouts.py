@@ -6,12 +6,16 @@ TRL pads prompts on the left and completions on the right.  Our models are asked
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Collection, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from llmkd.types import Batch
+
+logger = logging.getLogger(__name__)
 
 
 def as_batch(rollouts: Mapping[str, Tensor], counted: Tensor) -> Batch:
@@ -47,17 +51,47 @@ def kept_samples(mask: str | None, correct: Tensor, group: int) -> Tensor:
     ``correct``: those that are right.  ``incorrect``: those that are wrong.  ``group_all_wrong``: those of groups in
     which all are, so a subset of it.
     """
-    wrong = correct == 0
     if mask is None:
-        return torch.ones_like(wrong)
+        return torch.ones_like(correct, dtype=torch.bool)
     if mask == "correct":
         return correct == 1
     if mask == "incorrect":
-        return wrong
+        return incorrect(correct)
     assert mask == "group_all_wrong", mask
-    return wrong.view(-1, group).all(1).repeat_interleave(group)
+    return group_all_wrong(correct, group)
+
+
+def incorrect(correct: Tensor) -> Tensor:
+    """True ``[S]`` where a completion is wrong (0); not where it is right (1) or was not graded (NaN)."""
+    return correct == 0
+
+
+def group_all_wrong(correct: Tensor, group: int) -> Tensor:
+    """True ``[S]`` where all completions of a group are wrong; ValueError where they are no whole number of groups."""
+    if group < 1 or correct.numel() % group:
+        raise ValueError(f"group: {correct.numel()} samples are no whole number of groups of {group}")
+    return incorrect(correct).view(-1, group).all(1).repeat_interleave(group)
 
 
 def pass_rates(correct: Tensor, group: int) -> Tensor:
     """For each of the samples ``correct [S]`` the share of its group that is right; NaN where none was graded."""
     return correct.view(-1, group).nanmean(1).repeat_interleave(group)
+
+
+class EndsSeen:
+    """A warning for each time that completions begin not to end: a student that does not stop is worth nothing."""
+
+    def __init__(self) -> None:
+        self.some = True
+
+    def look(self, trainer: Any) -> None:
+        """To be called after TRL has drawn completions and measured them."""
+        ended = trainer._metrics["train"]["completions/clipped_ratio"][-1] < 1
+        if self.some and not ended:
+            logger.warning(
+                "step %d: not one completion of the step ended by itself within train.max_completion_length=%d "
+                "tokens: nothing teaches the student where to end. Raise it, or check the chat template and the "
+                "student's end-of-turn token (%s)",
+                trainer.state.global_step + 1, trainer.max_completion_length, trainer.eos_token_ids,
+            )  # fmt: skip
+        self.some = ended

@@ -142,6 +142,18 @@ def test_a_weight_follows_its_schedule_and_is_logged(folder: Path) -> None:
     assert "kd/loss" in logged[0] and "kd/loss" not in logged[2]
 
 
+def test_a_teacher_that_is_first_heard_in_the_middle_of_a_rollout(folder: Path) -> None:
+    """Its weight is 0 when the completions are drawn, and not when they are trained on again."""
+    term = heard("k2", lambda step: 0.1 * (step % 2))
+    logged = lines(rl(folder, GRPO, [term], num_iterations=2, max_steps=4))
+    assert ["kd/loss" in line for line in logged] == [False, True, False, True]
+
+
+def test_completions_that_do_not_end_are_said_once(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
+    rl(folder, GRPO, max_steps=3)
+    assert caplog.text.count("not one completion of the step ended by itself") == 1
+
+
 def test_an_end_that_is_not_the_teachers_own_is_not_heard(folder: Path) -> None:
     """The student ends with 1, the teacher with 2: there, and only there, the teacher's term looks away."""
     trainer = rl(folder, GRPO, [heard("k2")], ends=[2], train=False, max_steps=1)

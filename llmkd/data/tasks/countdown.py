@@ -15,6 +15,8 @@ from collections.abc import Sequence
 from random import Random
 from typing import Any, Literal
 
+from llmkd.data.tasks.distinct import distinct
+
 Split = Literal["train", "heldout"]
 Tree = int | tuple[str, "Tree", "Tree"]
 
@@ -62,20 +64,12 @@ def problem(
 
 def problems(seed: int, n: int, split: Split, **difficulty: Any) -> list[dict[str, Any]]:
     """Return n problems, no two with the same numbers and target; the knobs of `difficulty` are those of `problem`."""
-    found: dict[tuple[int, ...], dict[str, Any]] = {}
-    index = repeats = 0
-    while len(found) < n:
-        row = problem(seed, index, split, **difficulty)
-        index += 1
-        key = (*sorted(row["answer"]["numbers"]), row["answer"]["target"])
-        repeats = repeats + 1 if key in found else 0
-        if repeats > MOST_REPEATS:
-            raise ValueError(
-                f"countdown: {n} distinct problems asked for, found {len(found)}; ask for fewer, "
-                "or give larger numbers or a wider target"
-            )
-        found.setdefault(key, row)
-    return list(found.values())
+    return distinct(
+        lambda index: problem(seed, index, split, **difficulty),
+        lambda row: (*sorted(row["answer"]["numbers"]), row["answer"]["target"]),
+        n, most_repeats=MOST_REPEATS, task="countdown",
+        advice="ask for fewer, or give larger numbers or a wider target",
+    )  # fmt: skip
 
 
 def is_heldout(numbers: Sequence[int], target: int) -> bool:

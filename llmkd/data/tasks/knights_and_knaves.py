@@ -22,6 +22,7 @@ from random import Random
 from typing import Any, Literal
 
 from llmkd.data.tasks.arithmetic import NAMES
+from llmkd.data.tasks.distinct import distinct
 from llmkd.data.tasks.knights_and_knaves_steps import explain
 
 Split = Literal["train", "heldout"]
@@ -86,16 +87,10 @@ def problem(seed: int, index: int, split: Split, *, people: int = 3, depth: int 
 
 def problems(seed: int, n: int, split: Split, **difficulty: Any) -> list[dict[str, Any]]:
     """Return n problems with distinct questions; the knobs of `difficulty` are those of `problem`."""
-    found: dict[str, dict[str, Any]] = {}
-    index = repeats = 0
-    while len(found) < n:
-        row = problem(seed, index, split, **difficulty)
-        index += 1
-        repeats = repeats + 1 if row["question"] in found else 0
-        if repeats > MOST_REPEATS:
-            raise ValueError(f"knights_and_knaves: {n} distinct problems asked for, found {len(found)}; ask for fewer")
-        found.setdefault(row["question"], row)
-    return list(found.values())
+    return distinct(
+        lambda index: problem(seed, index, split, **difficulty), lambda row: row["question"], n,
+        most_repeats=MOST_REPEATS, task="knights_and_knaves",
+    )  # fmt: skip
 
 
 def is_heldout(names: Sequence[str], sets: Sequence[int]) -> bool:

@@ -24,6 +24,8 @@ from operator import add, floordiv, mod, mul, sub
 from random import Random
 from typing import Any, Literal
 
+from llmkd.data.tasks.distinct import distinct
+
 Split = Literal["train", "heldout"]
 Tree = tuple[Any, ...]  # ("list", 1, 2), ("repeat", tree, 3), ("map", formula, 10), ...
 Formula = str | int | tuple[Any, ...]  # "i", 3, ("*", "i", 3)
@@ -94,17 +96,10 @@ def problem(seed: int, index: int, split: Split, *, operations: int = 2, length:
 
 def problems(seed: int, n: int, split: Split, **difficulty: Any) -> list[dict[str, Any]]:
     """Return n problems with distinct sequences; the knobs of `difficulty` are those of `problem`."""
-    found: dict[tuple[int, ...], dict[str, Any]] = {}
-    index = repeats = 0
-    while len(found) < n:
-        row = problem(seed, index, split, **difficulty)
-        index += 1
-        key = tuple(row["answer"]["sequence"])
-        repeats = repeats + 1 if key in found else 0
-        if repeats > MOST_REPEATS:
-            raise ValueError(f"programs: {n} distinct problems asked for, found {len(found)}; ask for fewer")
-        found.setdefault(key, row)
-    return list(found.values())
+    return distinct(
+        lambda index: problem(seed, index, split, **difficulty), lambda row: tuple(row["answer"]["sequence"]), n,
+        most_repeats=MOST_REPEATS, task="programs",
+    )  # fmt: skip
 
 
 def is_heldout(sequence: list[int]) -> bool:

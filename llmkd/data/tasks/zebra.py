@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from random import Random
 from typing import Any, Literal
 
+from llmkd.data.tasks.distinct import distinct
 from llmkd.data.tasks.zebra_clues import ASSUMED, RULE, Clue, Step, draw_clues, explain
 
 Split = Literal["train", "heldout"]
@@ -131,16 +132,10 @@ def problem(
 
 def problems(seed: int, n: int, split: Split, **difficulty: Any) -> list[dict[str, Any]]:
     """Return n problems with distinct questions; the knobs of `difficulty` are those of `problem`."""
-    found: dict[str, dict[str, Any]] = {}
-    index = repeats = 0
-    while len(found) < n:
-        row = problem(seed, index, split, **difficulty)
-        index += 1
-        repeats = repeats + 1 if row["question"] in found else 0
-        if repeats > MOST_REPEATS:
-            raise ValueError(f"zebra: {n} distinct problems asked for, found {len(found)}; ask for fewer")
-        found.setdefault(row["question"], row)
-    return list(found.values())
+    return distinct(
+        lambda index: problem(seed, index, split, **difficulty), lambda row: row["question"], n,
+        most_repeats=MOST_REPEATS, task="zebra",
+    )  # fmt: skip
 
 
 def is_heldout(rows: Sequence[Sequence[str]]) -> bool:

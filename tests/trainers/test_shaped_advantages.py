@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from llmkd.objectives.advantages import group_all_wrong, incorrect, teacher_advantage
-from llmkd.objectives.policy import k2
+from llmkd.objectives.policy import k2, teacher_advantage
+from llmkd.trainers.rollouts import group_all_wrong, incorrect
 
 F64 = torch.float64
 CORRECT = torch.tensor([1.0, 0.0, 0.0, 0.0, 1.0, 1.0, float("nan"), 0.0])
