@@ -182,6 +182,7 @@ def test_a_reward_that_raises_can_stop_the_run(inputs: Path, tmp_path: Path, cap
         ({"objective__terms__other": {"term": "nft"}}, "keep one of them"),
         ({"rewards__0__column": "solution"}, "there is no column 'solution'"),
         ({"train__method": "offpolicy"}, "grpo is a term of method: rl"),
+        ({"train__method": "nft"}, "nft is a term: give method: rl and objective.terms: {policy: {term: nft}}"),
         ({"train__lmbda": 0.5}, "lmbda"),
     ],
 )  # fmt: skip

@@ -325,6 +325,13 @@ class Train(Section):
     )
     options: dict[str, Any] = Field(default_factory=dict, description="fields of the method's config")
 
+    @field_validator("method", mode="before")
+    @classmethod
+    def _is_no_term(cls, value: object) -> object:
+        if value in POLICY_TERMS:
+            raise ValueError(f"{value} is a term: give method: rl and objective.terms: {{policy: {{term: {value}}}}}")
+        return value
+
 
 class EvalTask(Section):
     task: Literal["arithmetic", "countdown", "knights_and_knaves", "zebra", "programs"] = Field(description="the task")
