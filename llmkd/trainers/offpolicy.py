@@ -21,7 +21,7 @@ from llmkd.trainers.callbacks import Unlogged, seconds_of
 from llmkd.trainers.checkpoints import read_mark, save_checkpoint
 from llmkd.trainers.held_out import HeldOut, evaluate
 from llmkd.trainers.objective_loss import objective_loss, tell_schedules, unlogged
-from llmkd.trainers.optimizers import check_whole_parameters, muon_adamw
+from llmkd.trainers.optimizers import muon_adamw_where_asked
 from llmkd.trainers.tallies import Tallies
 from llmkd.trl_compat import whole_for_generation
 from llmkd.types import Batch, Loss, Teacher
@@ -102,11 +102,7 @@ class OffPolicyTrainer(SFTTrainer):
         return objective_loss(self, model, inputs, num_items_in_batch)
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
-        if self.args.muon_learning_rate is None or self.optimizer is not None:
-            return super().create_optimizer(model)
-        check_whole_parameters(self.accelerator)
-        self.optimizer = muon_adamw(model or self.model, self.args)
-        return self.optimizer
+        return muon_adamw_where_asked(self, model) or super().create_optimizer(model)
 
     def training_step(self, model: nn.Module, inputs: Batch, num_items_in_batch: Tensor | None = None) -> Tensor:
         loss = super().training_step(model, inputs, num_items_in_batch)

@@ -26,6 +26,7 @@ from llmkd.trainers.callbacks import Unlogged, seconds_of
 from llmkd.trainers.checkpoints import read_mark, save_checkpoint
 from llmkd.trainers.held_out import HeldOut, evaluate
 from llmkd.trainers.objective_loss import objective_loss, tell_schedules, unlogged
+from llmkd.trainers.optimizers import muon_adamw_where_asked
 from llmkd.trainers.rollouts import EndsSeen, as_batch, own_ends
 from llmkd.trainers.tallies import Tallies
 from llmkd.trl_compat import whole_for_generation
@@ -150,6 +151,9 @@ class OnPolicyTrainer(DistillationTrainer):
         if self.accelerator.sync_gradients:
             tell_schedules(self)
         return loss
+
+    def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
+        return muon_adamw_where_asked(self, model) or super().create_optimizer(model)
 
     # -- evaluation, log, checkpoints --------------------------------------------------------------------------------
 

@@ -66,6 +66,15 @@ def muon_adamw(model: nn.Module, args: Any) -> MuonAdamW:
     )
 
 
+def muon_adamw_where_asked(trainer: Any, model: nn.Module | None) -> MuonAdamW | None:
+    """The trainer's optimizer where its ``muon_learning_rate`` is given, made if there is none yet; else None."""
+    if trainer.args.muon_learning_rate is None or trainer.optimizer is not None:
+        return None
+    check_whole_parameters(trainer.accelerator)
+    trainer.optimizer = muon_adamw(model or trainer.model, trainer.args)
+    return trainer.optimizer
+
+
 def check_whole_parameters(accelerator: Any) -> None:
     """Muon orthogonalises whole matrices: refuse sharded ones, ValueError."""
     state = accelerator.state

@@ -30,6 +30,7 @@ from llmkd.trainers.checkpoints import read_mark, save_checkpoint
 from llmkd.trainers.held_out import HeldOut, evaluate
 from llmkd.trainers.normalisers import OVER_STEP, token_weights
 from llmkd.trainers.objective_loss import unlogged
+from llmkd.trainers.optimizers import muon_adamw_where_asked
 from llmkd.trainers.policy_terms import SAMPLED, WHOLE, Formulas, PolicyTerm, TeacherTerm, at
 from llmkd.trainers.rollouts import EndsSeen, as_batch, kept_samples, own_ends, part_of, pass_rates
 from llmkd.trainers.tallies import Tallies
@@ -320,6 +321,9 @@ class RLTrainer(GRPOTrainer):
         tally[:, 0].index_add_(0, domains, value[looked_at].to(exact))
         tally[:, 1].index_add_(0, domains, torch.ones_like(domains, dtype=exact))
         self.measured.add({f"{term.name}/{what}": tally})
+
+    def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
+        return muon_adamw_where_asked(self, model) or super().create_optimizer(model)
 
     # -- evaluation, log, checkpoints --------------------------------------------------------------------------------
 

@@ -24,6 +24,10 @@ class SampleSettings:
     system_prompt: str | None = field(
         default=None, metadata={"help": "A system message in front of every conversation that has none."}
     )
+    muon_learning_rate: float | None = field(
+        default=None,
+        metadata={"help": "Train hidden matrices with torch.optim.Muon at this rate, the rest with AdamW."},
+    )
     early_stopping_patience: int | None = field(
         default=None, metadata={"help": "Stop after so many evaluations without a better metric_for_best_model."}
     )

@@ -1,6 +1,7 @@
 """Muon and AdamW as one optimizer against the two of torch run apart, on the same gradients, bit by bit."""
 
 import io
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -10,7 +11,9 @@ from torch.optim import AdamW, Muon
 from torch.optim.lr_scheduler import LambdaLR
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 
-from llmkd.trainers.optimizers import check_whole_parameters, muon_adamw
+from llmkd.trainers.optimizers import MuonAdamW, check_whole_parameters, muon_adamw
+
+from rollouts import GRPO, models, rl
 
 ARGS = SimpleNamespace(
     learning_rate=3e-3, muon_learning_rate=2e-2, weight_decay=0.1, adam_beta1=0.8, adam_beta2=0.97, adam_epsilon=1e-7
@@ -161,3 +164,10 @@ def test_sharded_parameters_are_refused(sharding):
 
 def test_plain_data_parallelism_is_allowed():
     check_whole_parameters(SimpleNamespace(state=SimpleNamespace(deepspeed_plugin=None, fsdp_plugin=None)))
+
+
+def test_trainers_on_own_samples_take_muon_where_it_is_asked_for(tmp_path: Path) -> None:
+    models(tmp_path)
+    asked = rl(tmp_path, GRPO, train=False, muon_learning_rate=1e-3).create_optimizer()
+    assert isinstance(asked, MuonAdamW) and asked.muon.param_groups[0]["lr"] == 1e-3
+    assert not isinstance(rl(tmp_path, GRPO, train=False).create_optimizer(), MuonAdamW)
