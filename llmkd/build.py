@@ -120,6 +120,7 @@ def build_objective(recipe: Recipe, domains: list[str], vocabulary: int, steps: 
                 weight=schedule_of(term.weight, steps),
                 domains=tuple(domains.index(d) for d in mask.domains) if mask and mask.domains else None,
                 positions=tuple(mask.positions) if mask and mask.positions else None,
+                completions=term.completions,
                 normalize=term.normalize,
                 teacher=(term.teacher or only) if needs_teacher(term.term) else None,
                 knobs={knob: schedule_of(value, steps) for knob, value in term.knobs.items()},

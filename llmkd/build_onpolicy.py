@@ -25,7 +25,8 @@ from llmkd.data.prompts import GroupedOrder
 from llmkd.data.sampling import MixtureSampler
 from llmkd.teachers.local import WithoutAdapters
 from llmkd.trainers.held_out import HeldOut
-from llmkd.trainers.onpolicy import OnPolicyTrainer, on_policy
+from llmkd.trainers.onpolicy import OnPolicyTrainer
+from llmkd.trainers.own_share import on_policy
 from llmkd.trainers.settings import settings_of
 from llmkd.trainers.teacher_samples import drawn
 from llmkd.trl_compat import whole_for_generation
@@ -44,6 +45,8 @@ def build_onpolicy(recipe: Recipe, callbacks: list[Any] | None = None, rows: Row
     domains = build.domains_of(recipe)
     rows = rows or _rows(recipe, args, tokenizer, student, domains)
     args = build.with_steps(args, rows.training)
+    _check_replay(args)
+    args.eval_on_start |= args.lmbda_schedule == "adaptive"  # the first evaluation to compare with
     args.generation_kwargs = keep_to_shared(
         args.generation_kwargs, head_rows(student), teachers.vocabulary, args.use_vllm
     )
@@ -75,7 +78,7 @@ def build_onpolicy(recipe: Recipe, callbacks: list[Any] | None = None, rows: Row
 def _rows(recipe: Recipe, args: Any, tokenizer: Any, student: nn.Module, domains: list[str]) -> Rows:
     """Prompts, and beside each the tokens of the data's completion where some step will look at it."""
     rows = prompt_rows(recipe, args, tokenizer, student, domains)
-    if args.lmbda == 1 or args.seq_kd:
+    if args.seq_kd or (args.lmbda == 1 and not args.pairs):
         return rows
     as_user = AS_USER[args.text_prompts]
     given = completions_of(
@@ -84,6 +87,16 @@ def _rows(recipe: Recipe, args: Any, tokenizer: Any, student: nn.Module, domains
     )  # fmt: skip
     both = concatenate_datasets([rows.training.dataset, given], axis=1)
     return Rows(Prepared(both, rows.training.lengths, rows.training.weights), rows.held_out, ())
+
+
+def _check_replay(args: Any) -> None:
+    """Refuse a buffer that holds less than a step draws from it, ValueError."""
+    per_step = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
+    if 0 < args.replay_capacity < per_step:
+        raise ValueError(
+            f"train.replay_capacity: {args.replay_capacity} is less than the {per_step} completions that a step draws "
+            "from the buffer: raise it (DistiLLM: 1000), or give 0 for none"
+        )
 
 
 def _order(rows: Prepared, args: Any, seed: int) -> Callable[[int], GroupedOrder]:
@@ -130,11 +143,12 @@ def _of_teacher(recipe: Recipe, trainer: Any, teachers: Listeners, live: dict[st
 
 
 def _rows_of_data_steps(trainer: Any) -> list[int]:
-    """Which rows the steps on the data draw, in the order of their numbers."""
+    """Which rows the steps on the data draw, in the order of their numbers; under a share that rises, some more."""
     args = trainer.args
+    share = 0.0 if args.pairs else args.lmbda
     each = trainer.rows_per_step * args.gradient_accumulation_steps  # they come once for each micro-batch
     drawn_by_step = enumerate(trainer._get_train_sampler())
-    return sorted({row for i, row in drawn_by_step if not on_policy(args.seed, i // each, args.lmbda)})
+    return sorted({row for i, row in drawn_by_step if not on_policy(args.seed, i // each, share)})
 
 
 @contextmanager

@@ -100,6 +100,14 @@ METHODS: tuple[Method, ...] = (
         "recipes/onpolicy/opd.yaml", "feedback", "divergence and similarity", "tests only",
     ),
     Method(
+        "onpolicy", "skew_forward_kl", "Ko et al., DistiLLM, 2024 (arXiv 2402.03898)",
+        "recipes/onpolicy/distillm.yaml", "feedback", "divergence and similarity", "tests only",
+    ),
+    Method(
+        "onpolicy", "skew_forward_kl + skew_reverse_kl", "Ko et al., DistiLLM-2, 2025 (arXiv 2503.07067)",
+        "recipes/onpolicy/distillm2.yaml", "feedback", "divergence and similarity", "tests only",
+    ),
+    Method(
         "rl", "grpo", "Shao et al., DeepSeekMath, 2024 (arXiv 2402.03300)",
         "recipes/rl/grpo.yaml", "feedback", "reinforcement learning", "tests only",
     ),

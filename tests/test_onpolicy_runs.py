@@ -13,7 +13,8 @@ from transformers import AutoModelForCausalLM, GenerationConfig
 from llmkd import cli
 from llmkd.build_onpolicy import _completed
 from llmkd.build_rollouts import keep_to_shared
-from llmkd.trainers.onpolicy import OnPolicyTrainer, on_policy
+from llmkd.trainers.onpolicy import OnPolicyTrainer
+from llmkd.trainers.own_share import on_policy
 
 from runs import (
     assert_same_run,

@@ -277,6 +277,10 @@ class Term(Section):
         default=None, description="method rl: how reverse_kl is made on the student's samples; null is k2"
     )
     k: int | None = Field(default=None, ge=1, description="estimator topk: likeliest tokens, default 64")
+    completions: Literal["own", "data"] | None = Field(
+        default=None,
+        description="method onpolicy: which completions it reads, the student's own or the data's; null is both",
+    )
     normalize: Literal["all", "kept"] = Field(
         default="all", description="divide by all counted tokens, or by those the mask keeps"
     )

@@ -54,6 +54,7 @@ RANGES: dict[str, Range] = {
     "max_steps": Range(1, whole=True, also=-1),
     "max_length": Range(2, whole=True),
     "lmbda": Range(0, 1),
+    "replay_capacity": Range(0, whole=True),
     "warmup_ratio": Range(0, 1),
     "warmup_steps": _NOT_NEGATIVE,
     "weight_decay": _NOT_NEGATIVE,
@@ -71,7 +72,7 @@ RANGES: dict[str, Range] = {
 
 # Fields of a method's own that mean something else, or nothing, in the others.
 OF_METHOD: dict[str, tuple[str, ...]] = {
-    "onpolicy": ("temperature", "lmbda"),
+    "onpolicy": ("temperature", "lmbda", "lmbda_schedule", "replay_capacity", "pairs"),
     "rl": ("temperature", "loss_type", "beta"),
 }
 

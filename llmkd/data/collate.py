@@ -14,10 +14,11 @@ Row = Mapping[str, Any]
 class Collator:
     """Rows, right-padded, as the tensors of a batch.
 
-    `input_ids` [B, T] int64, `counted` [B, T] bool, `domain_ids` [B, T] int64, `n_bytes` [B] int64; for each column of
-    numbers `column:NAME` [B, T] float32; with packed rows `position_ids` [B, T], which start at 0 in each segment, the
-    padding being a segment of its own; and for each teacher with its own rendering `input_ids@NAME`, `counted@NAME` and
-    `position_ids@NAME` [B, T'], `shared@NAME` [B, T].
+    `input_ids` [B, T] int64, `counted` [B, T] bool, `domain_ids` [B, T] int64, `n_bytes` [B] int64; where the rows say
+    so, `own` [B, T] bool, of the segments that the student wrote; for each column of numbers `column:NAME` [B, T]
+    float32; with packed rows `position_ids` [B, T], which start at 0 in each segment, the padding being a segment of
+    its own; and for each teacher with its own rendering `input_ids@NAME`, `counted@NAME` and `position_ids@NAME`
+    [B, T'], `shared@NAME` [B, T].
 
     There is no attention mask. Rows are causal, so what stands before the padding does not see it; and packed rows
     are kept apart by their positions alone.
@@ -64,6 +65,8 @@ class Collator:
         for name in list(self.pad_ids)[1:]:
             batch[f"shared@{name}"] = _padded([row[f"shared@{name}"] for row in rows], width, 0).bool()
         batch["domain_ids"] = _padded([_of_each_token(row, "domains") for row in rows], width, 0)
+        if "own" in rows[0]:
+            batch["own"] = _padded([_of_each_token(row, "own") for row in rows], width, 0).bool()
         for name in self.numbers:
             batch[name] = _padded([_of_each_token(row, name) for row in rows], width, 1, np.float32)
         return batch

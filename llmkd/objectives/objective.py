@@ -39,8 +39,9 @@ class Term:
     """One line of the objective.
 
     weight: a number or a schedule; knobs: of its formula, likewise; domains: ids of the domains it looks at (None:
-    all); positions: from, to among a row's counted tokens, 0-based, ``to`` exclusive or None; normalize: ``all`` or
-    ``kept``; teacher: the name of the teacher it looks at.
+    all); positions: from, to among a row's counted tokens, 0-based, ``to`` exclusive or None; completions: those that
+    the student wrote, ``own``, or those of the ``data`` (None: both); normalize: ``all`` or ``kept``; teacher: the name
+    of the teacher it looks at.
     """
 
     name: str
@@ -48,6 +49,7 @@ class Term:
     weight: float | Schedule = 1.0
     domains: tuple[int, ...] | None = None
     positions: tuple[int, int | None] | None = None
+    completions: str | None = None
     normalize: str = "all"
     teacher: str | None = None
     knobs: Mapping[str, Any] = field(default_factory=dict)
@@ -55,7 +57,7 @@ class Term:
 
     @property
     def masked(self) -> bool:
-        return self.domains is not None or self.positions is not None
+        return any(part is not None for part in (self.domains, self.positions, self.completions))
 
     def scheduled(self, step: int) -> dict[str, float]:
         """What follows a schedule, by name, and its value at a step."""
@@ -169,6 +171,9 @@ class Objective:
                 start, stop = term.positions
                 mask &= position >= start
                 mask &= position < stop if stop is not None else True
+            if term.completions is not None:
+                own = batch["own"][counted]
+                mask &= own if term.completions == "own" else ~own
             if term.teacher is not None and f"shared@{term.teacher}" in batch:
                 mask &= batch[f"shared@{term.teacher}"][counted]
             masks.append(mask)

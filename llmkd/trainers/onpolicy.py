@@ -3,7 +3,8 @@
 A thin subclass of ``trl.DistillationTrainer``, from which it has the generation (``generate`` or vLLM) and its figures.
 What it changes: prompts come in an order that is a pure function of the seed; the loss is the Objective, with any
 divergence and any teacher, computed inside the wrapper's forward and divided by the counted tokens of the whole
-optimizer step; a share of the steps may be on the data's completions, counted as off-policy distillation counts them.
+optimizer step; a share of the steps may be on the data's completions, counted as off-policy distillation counts them,
+or on what the student wrote before (``own_share``), or each on both kinds (``pairs``).
 
 TRL is given no teacher: it would refuse heads of different sizes, and leave a teacher whole under FSDP2.
 """
@@ -16,8 +17,8 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, ClassVar
 
-import numpy as np
 import torch
+from accelerate.utils import gather_object
 from torch import Tensor, nn
 from torch.utils.data import Sampler
 from trl import DistillationTrainer
@@ -27,7 +28,9 @@ from llmkd.trainers.checkpoints import read_mark, save_checkpoint
 from llmkd.trainers.held_out import HeldOut, evaluate
 from llmkd.trainers.objective_loss import objective_loss, tell_schedules, unlogged
 from llmkd.trainers.optimizers import muon_adamw_where_asked
-from llmkd.trainers.rollouts import EndsSeen, as_batch, own_ends
+from llmkd.trainers.own_share import OwnShare
+from llmkd.trainers.replay import Replay
+from llmkd.trainers.rollouts import EndsSeen, as_batch, completions_in, own_ends, token_row
 from llmkd.trainers.tallies import Tallies
 from llmkd.trl_compat import whole_for_generation
 from llmkd.types import Batch, Loss, Teacher
@@ -39,7 +42,7 @@ Row = Mapping[str, Any]
 
 class OnPolicyTrainer(DistillationTrainer):
     """objective: the sum of terms; teachers: by name; ends: by which tokens each teacher ends a turn; collate: rows of
-    the data as a batch, for the steps that are not on-policy; order: given the number of rows that the whole run draws,
+    tokens as a batch, for the steps that are not on-policy; order: given the number of rows that the whole run draws,
     the sampler, each index as often as a step has micro-batches; held_out, yardstick: as off-policy.  The rest goes to
     TRL."""
 
@@ -68,6 +71,8 @@ class OnPolicyTrainer(DistillationTrainer):
         self.of_step = Tallies(objective.domains)  # what the adaptive schedules are told
         self.tokens_seen = torch.zeros((), dtype=torch.int64, device=args.device)
         self.completions_seen = 0  # those that the student wrote
+        buffer = Replay(args.replay_capacity) if args.replay_capacity else None
+        self.own_share = OwnShare(args.lmbda, args.lmbda_schedule == "adaptive", buffer)
         self._counts: Tensor | None = None  # of the step that is being trained
         self.ends_seen = EndsSeen()
 
@@ -92,15 +97,14 @@ class OnPolicyTrainer(DistillationTrainer):
         return self._tokenize_prompts([row["prompt"] for row in rows])[0]
 
     def written_to(self, rows: Sequence[Row]) -> list[dict[str, Any]]:
-        """Rows of tokens, for ``collate``: what the student writes to these prompts now; ``llmkd verify`` looks at
-        them."""
+        """Rows of tokens, for ``collate``: what the student writes to these prompts now, and for every second one the
+        data's completion where there is one; ``llmkd verify`` looks at them."""
         asked = self.prompt_ids(rows)
         written = self._generate_single_turn(asked, None, {})
         return [
-            {"input_ids": [*prompt, *said], "counted": [0] * len(prompt) + [1] * len(said),
-             "seq_lengths": [len(prompt) + len(said)], "domains": [row["domain_id"]], "n_bytes": 0}
-            for row, prompt, said in zip(rows, asked, written, strict=True)
-        ]  # fmt: skip
+            {**row, "own": [0]} if at % 2 and any(row.get("counted", ())) else token_row(prompt, said, row["domain_id"])
+            for at, (row, prompt, said) in enumerate(zip(rows, asked, written, strict=True))
+        ]
 
     def whole(self) -> AbstractContextManager[nn.Module]:
         """The student with its parameters gathered, ready for ``generate``."""
@@ -112,17 +116,42 @@ class OnPolicyTrainer(DistillationTrainer):
         """The rows of this rank for a whole optimizer step, as a Batch of the student's completions or of the data's;
         TRL shuffles it and takes it apart into micro-batches.  A teacher may speak (``shared``) but where the student
         ends a turn with a token that is no end to the teacher."""
-        step = self.state.global_step
-        drawn = on_policy(self.args.seed, step, self.args.lmbda)
-        batch = self._written(inputs) if drawn else self._given(inputs)
+        batch = self._completions(inputs)
         for name in self.objective.teacher_names:
             foreign = own_ends(batch["input_ids"], self.eos_token_ids, self.ends[name])
             batch[f"shared@{name}"] = batch["counted"] & ~foreign
         counts = self.objective.counts(batch)
         self._counts = self.accelerator.reduce(counts, reduction="sum")
         self.tokens_seen += self._counts[0]
-        self._metrics["train"]["on_policy"].append(float(drawn))
         return batch
+
+    def _completions(self, inputs: list[dict[str, Any]]) -> dict[str, Tensor]:
+        """Those that this step is on; ``own`` is true of the rows that the student wrote, now or before."""
+        args, step, share = self.args, self.state.global_step, self.own_share
+        kind = "pairs" if args.pairs else share.of_step(args.seed, step, args.max_steps)
+        self._metrics["train"]["on_policy"].append({"fresh": 1.0, "pairs": 0.5}.get(kind, 0.0))
+        if share.adaptive:
+            self._metrics["train"]["lmbda"].append(share.share)
+        if share.replay is not None:
+            self._metrics["train"]["replay"].append(float(kind == "replay"))
+        given = [{**row, "own": [0]} for row in inputs]
+        if kind == "data":
+            return self._given(given)
+        if kind == "replay":
+            return self._given(self._replayed(len(inputs)))
+        batch = self._written(inputs)
+        if kind == "pairs":
+            return self._given([*given, *(token_row(*said) for said in completions_in(batch))])
+        if share.replay is not None:
+            share.replay.add(gather_object(completions_in(batch)))
+        return batch
+
+    def _replayed(self, count: int) -> list[dict[str, Any]]:
+        """This rank's slice of the step's rows out of the buffer, which is the same on all ranks."""
+        assert self.own_share.replay is not None
+        drawn = self.own_share.replay.draw(self.args.seed, self.state.global_step, self.rows_per_step)
+        first = self.accelerator.process_index * count
+        return [token_row(*said) for said in drawn[first : first + count]]
 
     def _written(self, inputs: list[dict[str, Any]]) -> dict[str, Tensor]:
         """What the student writes: its end counts, what is behind it does not."""
@@ -130,11 +159,12 @@ class OnPolicyTrainer(DistillationTrainer):
         self.ends_seen.look(self)
         self.completions_seen += len(inputs) * self.accelerator.num_processes
         out["domain_ids"] = torch.tensor([row["domain_id"] for row in inputs], device=self.accelerator.device)
-        return dict(as_batch(out, out["completion_mask"]))
+        batch = dict(as_batch(out, out["completion_mask"]))
+        return batch | {"own": torch.ones_like(batch["counted"])}
 
-    def _given(self, inputs: list[dict[str, Any]]) -> dict[str, Tensor]:
-        assert self.collate is not None, "a step on the data, and no rows of it"
-        return {k: v.to(self.accelerator.device) for k, v in self.collate(inputs).items()}
+    def _given(self, rows: Sequence[Row]) -> dict[str, Tensor]:
+        assert self.collate is not None, "a step on rows of tokens, and nothing to make a batch of them"
+        return {k: v.to(self.accelerator.device) for k, v in self.collate(rows).items()}
 
     # -- loss ---------------------------------------------------------------------------------------------------------
 
@@ -158,7 +188,10 @@ class OnPolicyTrainer(DistillationTrainer):
     # -- evaluation, log, checkpoints --------------------------------------------------------------------------------
 
     def evaluate(self, *_: Any, **__: Any) -> dict[str, float]:
-        return evaluate(self)
+        metrics = evaluate(self)
+        if self.own_share.adaptive:
+            self.own_share.learn(metrics["eval_mean/ce"])
+        return metrics
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Add what the objective measured since the last line of training."""
@@ -174,6 +207,7 @@ class OnPolicyTrainer(DistillationTrainer):
             "tokens_seen": int(self.tokens_seen), "completions_seen": self.completions_seen,
             "seconds": seconds_of(self), "unlogged": unlogged(self), "objective": self.objective.state(),
             "metrics": dict(self._metrics["train"]), "some_ended": self.ends_seen.some,
+            "own_share": self.own_share.state(),
         }  # fmt: skip
         save_checkpoint(self, lambda: super(DistillationTrainer, self)._save_checkpoint(model, trial), mark)
 
@@ -187,9 +221,5 @@ class OnPolicyTrainer(DistillationTrainer):
             for name, values in mark["metrics"].items():
                 self._metrics["train"][name].extend(values)
             self.ends_seen.some = mark["some_ended"]
+            self.own_share.restore(mark["own_share"])
             self.add_callback(Unlogged(self, mark["unlogged"]))
-
-
-def on_policy(seed: int, step: int, share: float) -> bool:
-    """Whether a step is on the student's own completions: so is a share of them, the same steps on all ranks."""
-    return bool(np.random.default_rng([seed, step, 0, 1]).random() < share)

@@ -17,6 +17,16 @@ class OnPolicySettings(SampleSettings, DistillationConfig):
     lmbda: float = field(
         default=1.0, metadata={"help": "Share of steps on the student's own completions; the others are on the data's."}
     )
+    lmbda_schedule: str = field(
+        default="constant",
+        metadata={"help": "adaptive: lmbda is where the share starts; it rises where the held-out cross-entropy does."},
+    )
+    replay_capacity: int = field(
+        default=0, metadata={"help": "Completions of the student's that are kept to be trained on again; 0 keeps none."}
+    )
+    pairs: bool = field(
+        default=False, metadata={"help": "Every step has the data's completion and the student's own of each prompt."}
+    )
     seq_kd: bool = field(
         default=False, metadata={"help": "The data's completions are the teacher's own, drawn before the training."}
     )
@@ -31,6 +41,7 @@ NOT_IN_A_RECIPE = {
     "max_tool_calling_iterations",
 }  # fmt: skip
 CHOICES = {
+    "lmbda_schedule": ("constant", "adaptive"),
     "text_prompts": ("auto", "user", "raw"),
     "vllm_mode": ("colocate", "server"),
     "vllm_model_impl": ("vllm", "transformers"),

@@ -7,7 +7,7 @@ TRL pads prompts on the left and completions on the right.  Our models are asked
 from __future__ import annotations
 
 import logging
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -28,6 +28,28 @@ def as_batch(rollouts: Mapping[str, Tensor], counted: Tensor) -> Batch:
         "input_ids": ids.gather(1, at), "counted": whole.gather(1, at),
         "domain_ids": torch.zeros_like(ids) + rollouts["domain_ids"].unsqueeze(1) if "domain_ids" in rollouts
         else torch.zeros_like(ids),
+    }  # fmt: skip
+
+
+Said = tuple[list[int], list[int], int]
+"""The tokens of a prompt, those of its completion, and the domain's id."""
+
+
+def completions_in(batch: Batch) -> list[Said]:
+    """The rows of a batch that ``as_batch`` made, without padding; each has a counted token at least."""
+    found = []
+    columns = (batch[name].tolist() for name in ("input_ids", "counted", "domain_ids"))
+    for ids, counted, domains in zip(*columns, strict=True):
+        start = counted.index(True)
+        found.append((ids[:start], ids[start : start + sum(counted)], domains[start]))
+    return found
+
+
+def token_row(prompt: Sequence[int], said: Sequence[int], domain: int) -> dict[str, Any]:
+    """What the student wrote as a row for a collator."""
+    return {
+        "input_ids": [*prompt, *said], "counted": [0] * len(prompt) + [1] * len(said),
+        "seq_lengths": [len(prompt) + len(said)], "domains": [domain], "n_bytes": 0, "own": [1],
     }  # fmt: skip
 
 

@@ -43,8 +43,12 @@ def recipes(inputs: Path) -> dict[str, dict[str, Any]]:
                 "anchor": {"term": "reverse_kl", "teacher": "base", "weight": 0.5}}  # fmt: skip
     lora = changed(base, student={"lora": {"r": 4}}, train={**likeliest, "learning_rate": 0.01})
     lora |= {"teachers": two_teachers, "objective": {**base["objective"], "terms": anchored}}
+    kinds = {"skl": {"term": "skew_forward_kl", "completions": "data", "normalize": "kept"},
+             "srkl": {"term": "skew_reverse_kl", "completions": "own", "normalize": "kept"}}  # fmt: skip
     return {
         "mixed": changed(base, train=likeliest),
+        "pairs": changed(base, train={**likeliest, "lmbda": None, "pairs": True}, objective={"terms": kinds}),
+        "replay": changed(base, train={**likeliest, "lmbda": 1.0, "replay_capacity": 20, "max_steps": 9}),
         "lora": lora,
         "seq": changed(base, train={"lmbda": 0.0, "seq_kd": True}),
     }
@@ -63,9 +67,9 @@ def here(wanted: dict[str, dict[str, Any]], tmp_path_factory: pytest.TempPathFac
 
 @pytest.fixture(scope="module")
 def runs(here: dict[str, Path], wanted: dict[str, dict[str, Any]], tmp_path_factory: pytest.TempPathFactory) -> Runs:
-    """Each in one process and in two; `mixed` was cut off in two processes and went on."""
+    """Each in one process and in two; `mixed` and `replay` were cut off in two processes and went on."""
     halves = {name: halved(content) for name, content in wanted.items()}
-    two = run_in_two(torchrun(), tmp_path_factory.mktemp("two"), halves, cut={"mixed": 3})
+    two = run_in_two(torchrun(), tmp_path_factory.mktemp("two"), halves, cut={"mixed": 3, "replay": 6})
     return {name: (here[name], two[name]) for name in wanted}
 
 
@@ -77,16 +81,17 @@ def test_it_ran_distributed(runs: Runs) -> None:
     assert first != second, "both processes had the same rows"
 
 
-@pytest.mark.parametrize("name", ["mixed", "lora", "seq"])
+@pytest.mark.parametrize("name", ["mixed", "pairs", "replay", "lora", "seq"])
 def test_same_losses_and_gradients(runs: Runs, name: str) -> None:
     found = differences(*runs[name], "loss")
     assert {k: v for k, v in found.items() if v > EQUAL and k not in CLOCKS} == {}
     steps = lines(runs[name][0], "loss").values()
-    assert {row["on_policy"] for row in steps} == ({0.0} if name == "seq" else {0.0, 1.0})
+    assert {row["on_policy"] for row in steps} == {"seq": {0.0}, "pairs": {0.5}}.get(name, {0.0, 1.0})
+    assert name != "replay" or sum(row["replay"] for row in steps) > 1
     assert name != "lora" or max(row["anchor/value"] for row in steps) > 1e-3
 
 
-@pytest.mark.parametrize("name", ["mixed", "lora", "seq"])
+@pytest.mark.parametrize("name", ["mixed", "pairs", "replay", "lora", "seq"])
 def test_same_final_model(runs: Runs, name: str) -> None:
     one, two = (load_file(run / "model" / "model.safetensors") for run in runs[name])
     assert all(weight.sub(two[key]).abs().max() < EQUAL for key, weight in one.items())

@@ -115,6 +115,17 @@ def test_several_domains_may_be_kept():
     assert objective(term, domains=("a", "b", "c")).counts(data).tolist() == [5, 2]
 
 
+@pytest.mark.parametrize("completions, kept, total", [("own", 2, HIT + MISS), ("data", 3, 2 * HIT + MISS)])
+def test_a_term_may_look_at_what_one_side_wrote(completions, kept, total):
+    # The student wrote row 1, of the targets 1, 0; row 0, of the targets 1, 1, 0, stood in the data.
+    data = two_rows(own=[[False] * 4, [True] * 4])
+    every, own = (Term("ce", "cross_entropy", completions=completions, normalize=n) for n in ("all", "kept"))
+    assert objective(own).counts(data).tolist() == [5, kept]
+    assert value(objective(own), data) == near(total / kept)
+    assert value(objective(every), data) == near(total / 5)
+    assert run(objective(own), data)[1]["student_entropy"][:, 1].sum() == kept
+
+
 def test_a_teacher_is_not_asked_where_its_own_rendering_has_no_such_token():
     # Row 0 loses its last counted token for teacher t; cross-entropy keeps it.
     data = two_rows(shared__t=[[False, True, True, False], [False, True, True, False]])

@@ -4,18 +4,32 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llmkd.trainers.rollouts import as_batch, kept_samples, own_ends, pass_rates
+from llmkd.data.collate import Collator
+from llmkd.trainers.rollouts import as_batch, completions_in, kept_samples, own_ends, pass_rates, token_row
+
+ROLLOUTS = {
+    "prompt_ids": torch.tensor([[9, 9, 1], [2, 3, 4]]), "prompt_mask": torch.tensor([[0, 0, 1], [1, 1, 1]]),
+    "completion_ids": torch.tensor([[5, 6], [7, 9]]), "domain_ids": torch.tensor([0, 1]),
+}  # fmt: skip
 
 
 def test_padding_of_the_prompt_goes_behind_the_completion() -> None:
-    rollouts = {
-        "prompt_ids": torch.tensor([[9, 9, 1], [2, 3, 4]]), "prompt_mask": torch.tensor([[0, 0, 1], [1, 1, 1]]),
-        "completion_ids": torch.tensor([[5, 6], [7, 9]]), "domain_ids": torch.tensor([0, 1]),
-    }  # fmt: skip
-    batch = as_batch(rollouts, torch.tensor([[1, 1], [1, 0]]))
+    batch = as_batch(ROLLOUTS, torch.tensor([[1, 1], [1, 0]]))
     assert batch["input_ids"].tolist() == [[1, 5, 6, 9, 9], [2, 3, 4, 7, 9]]
     assert batch["counted"].tolist() == [[False, True, True, False, False], [False, False, False, True, False]]
     assert batch["domain_ids"][:, 0].tolist() == [0, 1]
+
+
+def test_completions_are_taken_out_of_a_batch_and_come_back_in_another() -> None:
+    """Beside a row of the data, which is longer and was not written by the student."""
+    found = completions_in(as_batch(ROLLOUTS, torch.tensor([[1, 1], [1, 0]])))
+    assert found == [([1], [5, 6], 0), ([2, 3, 4], [7], 1)]
+    given = {"input_ids": [8] * 6, "counted": [0] * 5 + [1], "seq_lengths": [6], "domains": [0], "n_bytes": 0}
+    batch = Collator(9, False)([given | {"own": [0]}, *(token_row(*said) for said in found)])
+    assert batch["input_ids"].tolist() == [[8] * 6, [1, 5, 6, 9, 9, 9], [2, 3, 4, 7, 9, 9]]
+    assert batch["counted"].nonzero().tolist() == [[0, 5], [1, 1], [1, 2], [2, 3]]
+    assert batch["own"][batch["counted"]].tolist() == [False, True, True, True]
+    assert batch["domain_ids"][batch["counted"]].tolist() == [0, 0, 0, 1]
 
 
 @given(st.lists(st.sampled_from([0.0, 1.0]), min_size=4, max_size=24).filter(lambda x: len(x) % 4 == 0))
