@@ -17,6 +17,7 @@ from transformers import set_seed
 from llmkd import modelling
 from llmkd.backbone import check_family, head_rows
 from llmkd.config import Recipe, Schedule, TemperatureColumn
+from llmkd.config import Term as TermSection
 from llmkd.data.collate import Collator
 from llmkd.data.pipeline import Prepared, Rows, prepare
 from llmkd.data.sampling import MixtureSampler
@@ -25,9 +26,11 @@ from llmkd.objectives.compiled import check_compiler
 from llmkd.objectives.objective import Objective, Term, TokenWeight, needs_teacher
 from llmkd.objectives.schedules import CURVES, Adaptive, piecewise
 from llmkd.teachers.local import LocalTeacher
+from llmkd.terms import SEQUENCE_TERMS
 from llmkd.trainers.callbacks import CheckFamily
 from llmkd.trainers.held_out import HeldOut
 from llmkd.trainers.offpolicy import OffPolicyTrainer
+from llmkd.trainers.sequence_columns import IMPORTANCE, future_column
 from llmkd.trainers.settings import OffPolicySettings, settings_of
 from llmkd.trl_compat import wrap_frozen
 
@@ -113,18 +116,20 @@ def build_objective(recipe: Recipe, domains: list[str], vocabulary: int, steps: 
     terms = []
     for name, term in recipe.objective.terms.items():
         mask = term.mask
+        # A term of whole completions is, to the engine, the log-probability of what was drawn, times a column.
+        kind = "cross_entropy" if term.term in SEQUENCE_TERMS else term.term
         terms.append(
             Term(
                 name=name,
-                kind=term.term,
+                kind=kind,
                 weight=schedule_of(term.weight, steps),
                 domains=tuple(domains.index(d) for d in mask.domains) if mask and mask.domains else None,
                 positions=tuple(mask.positions) if mask and mask.positions else None,
                 completions=term.completions,
                 normalize=term.normalize,
-                teacher=(term.teacher or only) if needs_teacher(term.term) else None,
+                teacher=(term.teacher or only) if needs_teacher(kind) else None,
                 knobs={knob: schedule_of(value, steps) for knob, value in term.knobs.items()},
-                token_weight=TokenWeight(**term.token_weight.model_dump()) if term.token_weight else None,
+                token_weight=_token_weight(name, term),
             )
         )
     objective = recipe.objective
@@ -134,6 +139,16 @@ def build_objective(recipe: Recipe, domains: list[str], vocabulary: int, steps: 
     return Objective(
         terms, domains, vocabulary, *tau, standardize=objective.logit_standardize, compiled=objective.compiled
     )
+
+
+def _token_weight(name: str, term: TermSection) -> TokenWeight | None:
+    if term.term in SEQUENCE_TERMS:
+        return TokenWeight("column", column=future_column(name), in_value=True)
+    if term.token_weight is None:
+        return None
+    if term.token_weight.by == "importance":
+        return TokenWeight("column", column=IMPORTANCE)
+    return TokenWeight(**term.token_weight.model_dump())
 
 
 def schedule_of(value: Any, steps: int) -> Any:

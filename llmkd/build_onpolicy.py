@@ -6,6 +6,7 @@ import hashlib
 import json
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,17 +17,22 @@ from transformers import GenerationConfig, set_seed
 
 from llmkd import build, modelling
 from llmkd.backbone import head_rows
-from llmkd.build_rollouts import AS_USER, Listeners, keep_to_shared, listeners, prompt_rows
+from llmkd.build_rollouts import AS_USER, Listeners, fully_sharded, keep_to_shared, listeners, prompt_rows, where
 from llmkd.config import Recipe
 from llmkd.data.collate import Collator
 from llmkd.data.completions import completions_of, rows_of_tokens
 from llmkd.data.pipeline import Prepared, Rows
 from llmkd.data.prompts import GroupedOrder
 from llmkd.data.sampling import MixtureSampler
+from llmkd.objectives import sequence
+from llmkd.objectives.sampled import sampled_logp
 from llmkd.teachers.local import WithoutAdapters
+from llmkd.terms import SEQUENCE_TERMS
 from llmkd.trainers.held_out import HeldOut
+from llmkd.trainers.mixed_sampling import check_can_mix
 from llmkd.trainers.onpolicy import OnPolicyTrainer
 from llmkd.trainers.own_share import on_policy
+from llmkd.trainers.sequence_columns import FutureTerm, SequenceFormulas, Sequences
 from llmkd.trainers.settings import settings_of
 from llmkd.trainers.teacher_samples import drawn
 from llmkd.trl_compat import whole_for_generation
@@ -37,6 +43,11 @@ TEACHERS_FILE = "teacher_completions.jsonl"
 def build_onpolicy(recipe: Recipe, callbacks: list[Any] | None = None, rows: Rows | None = None) -> build.Job:
     """Everything a run needs, or ValueError saying which key of the recipe does not fit the models or the data."""
     args = settings_of(recipe)
+    if args.teacher_mixture and fully_sharded():
+        raise ValueError(
+            "train.teacher_mixture: not under FSDP, where a process that has written its completions leaves the "
+            "others waiting for its part of the teacher: use DDP or ZeRO (recipes/accelerate), or leave it out"
+        )
     build.check_best_metric(recipe, args)
     set_seed(recipe.run.seed)
     tokenizer = modelling.load_tokenizer(recipe.student)
@@ -67,12 +78,38 @@ def build_onpolicy(recipe: Recipe, callbacks: list[Any] | None = None, rows: Row
         order=_order(rows.training, args, recipe.run.seed),
         held_out=held_out,
         yardstick=build.build_yardstick(recipe, domains, teachers.vocabulary, teachers.names),
+        sequences=sequences_of(recipe, teachers.vocabulary),
     )
     build.check_can_save(trainer)
     trainer.teachers = live = teachers.live(trainer)
+    if args.teacher_mixture:
+        check_can_mix(live[teachers.names[0]].model, where(teachers.names[0]))
     if args.seq_kd:
         trainer.train_dataset = _of_teacher(recipe, trainer, teachers, live)
     return build.Job(recipe, trainer, tokenizer, live, held_out, rows)
+
+
+def sequences_of(recipe: Recipe, vocabulary: int) -> Sequences | None:
+    """What a recipe asks of whole completions, beside what they are token by token; None for nothing."""
+    share = recipe.train.options.get("teacher_mixture", 0.0)
+    only = recipe.teachers[0].name if recipe.teachers else ""
+    weighed = {name: term.token_weight is not None and term.token_weight.by == "importance"
+               for name, term in recipe.objective.terms.items()}  # fmt: skip
+    futures = [
+        FutureTerm(name, term.teacher or only, term.returns or "normalised", weighed[name])
+        for name, term in recipe.objective.terms.items() if term.term in SEQUENCE_TERMS
+    ]  # fmt: skip
+    others = any(weighed[name] for name in weighed if name not in {future.name for future in futures})
+    if not (share or futures or others):
+        return None
+    formulas = SequenceFormulas(
+        sampled=sampled_logp,
+        mixture=partial(sequence.teacher_mixed, share=share),
+        importance=partial(sequence.importance_weight, share=share),
+        reward=sequence.token_reward,
+        returns={"normalised": sequence.normalised_return, "plain": sequence.future_return},
+    )
+    return Sequences(formulas, vocabulary, futures, only if share else None, others)
 
 
 def _rows(recipe: Recipe, args: Any, tokenizer: Any, student: nn.Module, domains: list[str]) -> Rows:

@@ -87,7 +87,12 @@ def is_base(recipe: Recipe, teacher: Any) -> bool:
 
 
 def _sharded() -> bool:
-    return modelling.sharded_at_load() or os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true"
+    return modelling.sharded_at_load() or fully_sharded()
+
+
+def fully_sharded() -> bool:
+    """Whether the run is one of FSDP."""
+    return os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true"
 
 
 def ends_of(tokenizer: Any, model: nn.Module) -> list[int]:

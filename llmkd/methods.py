@@ -100,6 +100,11 @@ METHODS: tuple[Method, ...] = (
         "recipes/onpolicy/opd.yaml", "feedback", "divergence and similarity", "tests only",
     ),
     Method(
+        "onpolicy", "reverse_kl + future_reverse_kl",
+        "Gu et al., MiniLLM, 2023 (arXiv 2306.08543), as the paper has it",
+        "recipes/onpolicy/minillm.yaml", "feedback", "divergence and similarity", "tests only",
+    ),
+    Method(
         "onpolicy", "skew_forward_kl", "Ko et al., DistiLLM, 2024 (arXiv 2402.03898)",
         "recipes/onpolicy/distillm.yaml", "feedback", "divergence and similarity", "tests only",
     ),

@@ -26,6 +26,13 @@ TermName = Literal[
     "forward_kl", "reverse_kl", "jsd", "skew_forward_kl", "skew_reverse_kl", "total_variation", "hellinger",
     "alpha_beta", "adaptive_kl", "balanced_kl", "taid", "mixture", "cross_entropy", "nkd", "squared_logit",
 ]  # fmt: skip
+SequenceTermName = Literal["future_reverse_kl"]
+SEQUENCE_TERMS: tuple[str, ...] = get_args(SequenceTermName)
+"""Terms of whole completions that a student wrote, no function of one token: not in the table, nor known to the engine.
+
+``future_reverse_kl`` is ``-w_t A_t log q_t``, with the return A of the tokens that follow t under ``log p - log q`` and
+the importance weight w; ``llmkd.objectives.sequence`` says why.
+"""
 Reading = Literal["dense", "topk", "ghost", "counts"]
 READINGS: tuple[Reading, ...] = get_args(Reading)
 Class = Literal["exact", "bounded", "estimated", "refused"]

@@ -2,7 +2,6 @@
 
 import json
 import shutil
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +27,7 @@ from runs import (
     prose,
     put,
     trained,
+    without_step_time,
     write_recipe,
     write_rows,
 )
@@ -56,13 +56,6 @@ def recipe(inputs: Path, output: Path, **changes: Any) -> dict[str, Any]:
     for key, value in changes.items():
         put(data, key.replace("__", "."), value)
     return data
-
-
-def without_step_time(folders: Iterable[Path]) -> None:
-    """TRL measures the time of a step, which no two runs share."""
-    for folder in folders:
-        lines = [{k: v for k, v in line.items() if k != "step_time"} for line in metrics(folder)]
-        (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
 
 
 def test_a_run_leaves_what_every_run_leaves(inputs: Path, tmp_path: Path) -> None:

@@ -111,7 +111,9 @@ class Subject:
 
     def collated(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:
         collate = getattr(self.trainer, "collate", self.trainer.data_collator)
-        return {name: x.to(self.trainer.args.device) for name, x in collate(list(rows)).items()}
+        batch = {name: x.to(self.trainer.args.device) for name, x in collate(list(rows)).items()}
+        more = getattr(self.trainer, "sequence_columns", None)
+        return batch if more is None else batch | more(batch)
 
     @torch.no_grad()
     def hidden(self, batch: Batch) -> Tensor:

@@ -3,7 +3,7 @@
 import re
 from collections.abc import Iterator
 
-from llmkd.config.rules_of_onpolicy import onpolicy_problems
+from llmkd.config.rules_of_onpolicy import onpolicy_problems, sequence_problems
 from llmkd.config.rules_of_policy import of_recipe, policy_problems
 from llmkd.config.rules_of_rewards import reward_problems
 from llmkd.config.rules_of_tasks import task_problems
@@ -22,7 +22,7 @@ from llmkd.config.sections import (
 )
 from llmkd.config.unknown_keys import EXPLAINED
 from llmkd.config.values import closest, one_of, shown
-from llmkd.terms import TERMS, knob_problems
+from llmkd.terms import SEQUENCE_TERMS, TERMS, knob_problems
 
 Problem = tuple[str, str]  # (dotted path, sentence)
 
@@ -128,6 +128,9 @@ def _shapes_of_objective(recipe: Recipe) -> Iterator[Problem]:
 
 
 def _term(path: str, term: Term, recipe: Recipe) -> Iterator[Problem]:
+    yield from sequence_problems(path, term, recipe)
+    if term.term in SEQUENCE_TERMS and recipe.train.method != "onpolicy":
+        return
     if recipe.train.method == "rl" or term.term in POLICY_TERMS:
         yield from policy_problems(path, term, recipe)
     for name, sentence in knob_problems(term.term, term.knobs) if term.term in TERMS else ():

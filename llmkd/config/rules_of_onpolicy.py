@@ -2,10 +2,16 @@
 
 from collections.abc import Iterator
 
-from llmkd.config.sections import Recipe, TemperatureColumn
-from llmkd.terms import TERMS
+from llmkd.config.sections import Recipe, TemperatureColumn, Term
+from llmkd.config.values import shown
+from llmkd.terms import SEQUENCE_TERMS, TERMS
 
 Problem = tuple[str, str]  # (dotted path, sentence)
+# What changes the distribution that completions are drawn from, and where it leaves it alone.
+AS_IT_IS: dict[str, tuple[object, ...]] = {
+    "temperature": (1,), "top_p": (1,), "top_k": (0, None), "min_p": (0, None), "repetition_penalty": (1,),
+    "generation_kwargs": (None, {}, ""),
+}  # fmt: skip
 OF_TARGETS = frozenset(str(name) for name, row in TERMS.items() if "target" in row.inputs)
 
 
@@ -33,6 +39,8 @@ def onpolicy_problems(recipe: Recipe) -> Iterator[Problem]:
             said = "a column of the data is not read by method: onpolicy: give a number"
             yield f"objective.temperature.{side}", said
     yield from _seq_kd(recipe)
+    yield from _mixture(recipe)
+    yield from _own_distribution(recipe)
     yield from _pairs(recipe) if recipe.train.options.get("pairs") else _share(recipe)
 
 
@@ -70,3 +78,81 @@ def _seq_kd(recipe: Recipe) -> Iterator[Problem]:
         yield "train.seq_kd", "no step reads the teacher's completions with lmbda: 1: give train.lmbda below 1"
     if len(recipe.teachers) > 1:
         yield "train.seq_kd", f"true, and there are {len(recipe.teachers)} teachers: keep the one that writes"
+
+
+def _mixture(recipe: Recipe) -> Iterator[Problem]:
+    """Of completions that the teacher has a share in."""
+    options, path = recipe.train.options, "train.teacher_mixture"
+    share = options.get("teacher_mixture", 0.0)
+    if not share:
+        return
+    if options.get("use_vllm"):
+        yield (
+            path,
+            f"{share:g} asks the teacher at every token that is drawn, which vLLM cannot: give train.use_vllm: false, "
+            "or leave it out",
+        )
+    if len(recipe.teachers) > 1:
+        yield path, f"{share:g}, and there are {len(recipe.teachers)} teachers: keep the one that has the share"
+    if options.get("lmbda", 1.0) == 0 and options.get("lmbda_schedule") != "adaptive":
+        yield path, f"{share:g}, but no step draws completions with lmbda: 0: give train.lmbda above 0"
+    for name, term in recipe.objective.terms.items():
+        if term.term in SEQUENCE_TERMS and (term.token_weight is None or term.token_weight.by != "importance"):
+            yield (
+                f"objective.terms.{name}.token_weight",
+                f"is missing: with teacher_mixture: {share:g} its tokens are not drawn from the student alone: give "
+                "{by: importance}",
+            )
+
+
+def _own_distribution(recipe: Recipe) -> Iterator[Problem]:
+    """Where it counts with which probability a token was drawn."""
+    options, terms = recipe.train.options, recipe.objective.terms
+    asking = [f"{term.term} of {name}" for name, term in terms.items() if term.term in SEQUENCE_TERMS]
+    if options.get("teacher_mixture"):
+        asking.insert(0, "teacher_mixture")
+    if not asking:
+        return
+    for key in ("pairs", "replay_capacity"):
+        if options.get(key):
+            yield (
+                f"train.{key}",
+                f"{asking[0]} is of completions that were drawn in the step alone: leave one of them out",
+            )
+    for key, allowed in AS_IT_IS.items():
+        if key in options and options[key] not in allowed:
+            yield (
+                f"train.{key}",
+                f"{shown(options[key])} changes what tokens are drawn from, and {asking[0]} counts on the "
+                "distributions of the models as they are: leave it out",
+            )
+
+
+def sequence_problems(path: str, term: Term, recipe: Recipe) -> Iterator[Problem]:
+    """What is wrong with a term of whole completions, and with keys that look at how they were drawn."""
+    method, how = recipe.train.method, term.token_weight
+    if how is not None and how.by == "importance" and method not in ("onpolicy", "rl"):  # rl reads no token_weight
+        yield (
+            f"{path}.token_weight.by",
+            f"importance is of completions that the student writes, and method: {method} has none: leave it out",
+        )
+    if term.term not in SEQUENCE_TERMS:
+        if term.returns is not None:
+            yield f"{path}.returns", f"is read by {', '.join(SEQUENCE_TERMS)}, not by {term.term}: leave it out"
+        return
+    if method != "onpolicy":
+        yield (
+            f"{path}.term",
+            f"{term.term} is a term of method: onpolicy, not of {method}: give reverse_kl, or method: onpolicy",
+        )
+        return
+    if how is not None and how.by != "importance":
+        yield f"{path}.token_weight.by", f"{how.by} is not read by {term.term}: give importance, or leave it out"
+    for knob in term.knobs:
+        yield f"{path}.{knob}", f"is not a knob of {term.term}: leave it out"
+    tau = recipe.objective.temperature
+    for side in ("student", "teacher"):
+        if (given := getattr(tau, side)) != 1.0 and not isinstance(given, TemperatureColumn):
+            yield f"objective.temperature.{side}", f"{shown(given)}, but {term.term} is made at temperature 1: give 1"
+    if recipe.objective.logit_standardize:
+        yield "objective.logit_standardize", f"is not read by {term.term}: leave it out"

@@ -71,5 +71,6 @@ def token_weight_problems(path: str, term: Term) -> Iterator[Problem]:
             yield f"{path}.{key}", f"is missing: by: {how.by} needs it"
         if how.by != needed_by and value is not None:
             yield f"{path}.{key}", f"is not read with by: {how.by}: leave it out"
-    if how.by == "column" and (how.floor, how.power) != (0.0, 1.0):
-        yield path, "floor and power are not read with by: column, whose values are taken as they are: leave them out"
+    if how.by in ("column", "importance") and (how.floor, how.power) != (0.0, 1.0):
+        said = f"floor and power are not read with by: {how.by}, whose values are taken as they are: leave them out"
+        yield path, said

@@ -18,7 +18,7 @@ from pydantic import (
 
 from llmkd.config.rewards_section import Reward
 from llmkd.config.values import number_from_text, shown
-from llmkd.terms import TERMS, TermName
+from llmkd.terms import SEQUENCE_TERMS, TERMS, SequenceTermName, TermName
 
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 
@@ -235,9 +235,9 @@ class Mask(Section):
 
 PolicyTermName = Literal["grpo", "nft"]
 if TYPE_CHECKING:
-    AnyTermName = TermName | PolicyTermName
+    AnyTermName = TermName | SequenceTermName | PolicyTermName
 else:  # one list of names, for the messages
-    AnyTermName = Literal[(*get_args(TermName), *get_args(PolicyTermName))]
+    AnyTermName = Literal[(*get_args(TermName), *SEQUENCE_TERMS, *get_args(PolicyTermName))]
 POLICY_TERMS: tuple[str, ...] = get_args(PolicyTermName)
 SampleMask = Literal["correct", "incorrect", "group_all_wrong"]
 # Terms that read no teacher; every other term needs one.
@@ -254,8 +254,9 @@ MaskOrName = Annotated[
 
 
 class TokenWeight(Section):
-    by: Literal["student_entropy", "teacher_entropy", "teacher_confidence", "position", "column"] = Field(
-        description="entropy / ln V, the teacher's largest probability, 2^(-position / half_life), or a column"
+    by: Literal["student_entropy", "teacher_entropy", "teacher_confidence", "position", "column", "importance"] = Field(
+        description="entropy / ln V, the teacher's largest probability, 2^(-position / half_life), a column, or q over "
+        "what the token was drawn from (method onpolicy)"
     )
     column: str | None = Field(default=None, description="column of the data with a weight for each row (column)")
     half_life: float | None = Field(default=None, gt=0, description="tokens after which it halves (position)")
@@ -265,7 +266,7 @@ class TokenWeight(Section):
 
 class Term(Section):
     term: AnyTermName = Field(
-        description="the loss, by its name; grpo and nft: of method rl",
+        description="the loss, by its name; future_reverse_kl: of method onpolicy; grpo and nft: of method rl",
         json_schema_extra={"not_built": ["sinkhorn", "features"]},
     )
     weight: NumberOrSchedule = Field(default=1.0, description="factor of the term: a number or a schedule")
@@ -285,6 +286,9 @@ class Term(Section):
         default="all", description="divide by all counted tokens, or by those the mask keeps"
     )
     token_weight: TokenWeight | None = Field(default=None, description="how much each token weighs; null is alike")
+    returns: Literal["normalised", "plain"] | None = Field(
+        default=None, description="future_reverse_kl: mean (null) or sum of the rewards of the tokens that follow"
+    )
     teacher: str | None = Field(default=None, description="name of its teacher, where there are several")
     alpha: float | None = Field(default=None, description="skew_forward_kl, skew_reverse_kl, alpha_beta")
     beta: float | None = Field(default=None, description="jsd, alpha_beta")

@@ -55,6 +55,7 @@ RANGES: dict[str, Range] = {
     "max_length": Range(2, whole=True),
     "lmbda": Range(0, 1),
     "replay_capacity": Range(0, whole=True),
+    "teacher_mixture": Range(0, 1, high_open=True),
     "warmup_ratio": Range(0, 1),
     "warmup_steps": _NOT_NEGATIVE,
     "weight_decay": _NOT_NEGATIVE,

@@ -68,6 +68,7 @@ EXPLAINED: dict[str, str] = {
     "lmbda_schedule": "how the share of on-policy steps rises is read by method: onpolicy",
     "replay_capacity": "how many of the student's completions are kept is read by method: onpolicy",
     "pairs": "the data's completions beside the student's own are read by method: onpolicy",
+    "teacher_mixture": "the teacher's share in what completions are drawn from is read by method: onpolicy",
     "schedule": "weight: {schedule: linear, from: 1.0, to: 0.1} makes a term's weight change",
     "hub_token": "a token does not belong in a recipe: log in with `hf auth login`",
     "options": "write the options directly under train",

@@ -18,20 +18,22 @@ from torch import Tensor
 from llmkd.objectives.engine import Request, TokenFault, Values, WeightedTerm, fused_loss
 from llmkd.objectives.schedules import Adaptive, Schedule
 from llmkd.objectives.weighting import MEASURED, measured, position_weight, shaped
-from llmkd.terms import TERMS, settled
+from llmkd.terms import SEQUENCE_TERMS, TERMS, settled
 from llmkd.types import Batch, Head, Signals, Sparse, Tally
 
 
 @dataclass(frozen=True)
 class TokenWeight:
     """How a term weighs its tokens.  by: one of ``weighting.MEASURED``, ``position`` (with a half-life in tokens) or
-    ``column`` (of the data, taken as it is)."""
+    ``column`` (of the batch, taken as it is); in_value: what the term logs is weighed by that column too, since it is
+    part of what the term is."""
 
     by: str
     floor: float = 0.0
     power: float = 1.0
     half_life: float | None = None
     column: str | None = None
+    in_value: bool = False
 
 
 @dataclass(frozen=True)
@@ -194,7 +196,12 @@ class Objective:
     def _tally(self, values: Values, request: Request, masks: Sequence[Tensor], batch: Batch) -> Tally:
         domain = batch["domain_ids"][batch["counted"]]
         looked_at = torch.ones_like(domain, dtype=torch.bool) if request.keep is None else request.keep
-        tally = {f"{t.name}/value": self._sums(values.terms[k], masks[k], domain) for k, t in enumerate(self.terms)}
+        tally = {}
+        for k, term in enumerate(self.terms):
+            value, how = values.terms[k], term.token_weight
+            if how is not None and how.in_value:
+                value = value * batch[f"column:{how.column}"][batch["counted"]]
+            tally[f"{term.name}/value"] = self._sums(value, masks[k], domain)
         tally["student_entropy"] = self._sums(values.entropy, looked_at, domain)
         for i, name in enumerate(self.teacher_names):
             mask = looked_at
@@ -236,4 +243,4 @@ def _tau(tau: float | str, batch: Batch) -> float | Tensor:
 
 def needs_teacher(kind: str) -> bool:
     """Whether a term of this kind looks at a teacher."""
-    return kind in TERMS and TERMS[kind].needs_teacher
+    return kind in SEQUENCE_TERMS or (kind in TERMS and TERMS[kind].needs_teacher)

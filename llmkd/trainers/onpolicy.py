@@ -4,7 +4,8 @@ A thin subclass of ``trl.DistillationTrainer``, from which it has the generation
 What it changes: prompts come in an order that is a pure function of the seed; the loss is the Objective, with any
 divergence and any teacher, computed inside the wrapper's forward and divided by the counted tokens of the whole
 optimizer step; a share of the steps may be on the data's completions, counted as off-policy distillation counts them,
-or on what the student wrote before (``own_share``), or each on both kinds (``pairs``).
+or on what the student wrote before (``own_share``), or each on both kinds (``pairs``).  Completions may be drawn with a
+teacher's help, and tokens weighed by what followed them (MiniLLM).
 
 TRL is given no teacher: it would refuse heads of different sizes, and leave a teacher whole under FSDP2.
 """
@@ -13,7 +14,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -26,11 +27,13 @@ from trl import DistillationTrainer
 from llmkd.trainers.callbacks import Unlogged, seconds_of
 from llmkd.trainers.checkpoints import read_mark, save_checkpoint
 from llmkd.trainers.held_out import HeldOut, evaluate
+from llmkd.trainers.mixed_sampling import mixed_with
 from llmkd.trainers.objective_loss import objective_loss, tell_schedules, unlogged
 from llmkd.trainers.optimizers import muon_adamw_where_asked
-from llmkd.trainers.own_share import OwnShare
+from llmkd.trainers.own_share import OwnShare, Source
 from llmkd.trainers.replay import Replay
 from llmkd.trainers.rollouts import EndsSeen, as_batch, completions_in, own_ends, token_row
+from llmkd.trainers.sequence_columns import Sequences, given_columns, tally, written_columns
 from llmkd.trainers.tallies import Tallies
 from llmkd.trl_compat import whole_for_generation
 from llmkd.types import Batch, Loss, Teacher
@@ -43,8 +46,8 @@ Row = Mapping[str, Any]
 class OnPolicyTrainer(DistillationTrainer):
     """objective: the sum of terms; teachers: by name; ends: by which tokens each teacher ends a turn; collate: rows of
     tokens as a batch, for the steps that are not on-policy; order: given the number of rows that the whole run draws,
-    the sampler, each index as often as a step has micro-batches; held_out, yardstick: as off-policy.  The rest goes to
-    TRL."""
+    the sampler, each index as often as a step has micro-batches; held_out, yardstick: as off-policy; sequences: what is
+    asked of whole completions.  The rest goes to TRL."""
 
     _tag_names: ClassVar[list[str]] = ["trl", "llmkd"]
     _name = "llmkd"
@@ -59,13 +62,14 @@ class OnPolicyTrainer(DistillationTrainer):
         order: Callable[[int], Sampler],
         held_out: Sequence[HeldOut] = (),
         yardstick: Loss | None = None,
+        sequences: Sequences | None = None,
         **trl: Any,
     ) -> None:
         args = trl["args"]
         args.remove_unused_columns = False
         super().__init__(eval_dataset={h.domain: h.rows for h in held_out} or None, **trl)
         self.objective, self.teachers, self.ends = objective, teachers, ends
-        self.collate, self.order = collate, order
+        self.collate, self.order, self.sequences = collate, order, sequences
         self.held_out, self.yardstick = list(held_out), yardstick or objective
         self.measured = Tallies(objective.domains)
         self.of_step = Tallies(objective.domains)  # what the adaptive schedules are told
@@ -110,25 +114,48 @@ class OnPolicyTrainer(DistillationTrainer):
         """The student with its parameters gathered, ready for ``generate``."""
         return whole_for_generation(self.model_wrapped, self.accelerator)
 
+    def _generate_single_turn(self, prompt_ids: Any, *rest: Any, **more: Any) -> Any:
+        """Where it counts how tokens were drawn, without dropout; and from the mixture, if there is one."""
+        if self.sequences is None:
+            return super()._generate_single_turn(prompt_ids, *rest, **more)
+        was_training = self.model.training
+        self.model.eval()
+        with self._mixture(self.sequences):
+            found = super()._generate_single_turn(prompt_ids, *rest, **more)
+        self.model.train(was_training)
+        return found
+
+    def _mixture(self, asked: Sequences) -> AbstractContextManager[None]:
+        if asked.writer is None:
+            return nullcontext()
+        writer: Any = self.teachers[asked.writer]
+        return mixed_with(writer, self.model, asked.vocabulary, asked.formulas.mixture, self.accelerator)
+
+    def sequence_columns(self, batch: Batch) -> dict[str, Tensor]:
+        """What the objective's terms ask of completions that the student wrote; ``llmkd verify`` looks at it."""
+        return {} if self.sequences is None else written_columns(self, self.sequences, batch)[0]
+
     # -- a step's rows ------------------------------------------------------------------------------------------------
 
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
         """The rows of this rank for a whole optimizer step, as a Batch of the student's completions or of the data's;
         TRL shuffles it and takes it apart into micro-batches.  A teacher may speak (``shared``) but where the student
         ends a turn with a token that is no end to the teacher."""
-        batch = self._completions(inputs)
-        for name in self.objective.teacher_names:
+        kind, batch = self._completions(inputs)
+        for name in {*self.objective.teacher_names, *(self.sequences.teachers if self.sequences else ())}:
             foreign = own_ends(batch["input_ids"], self.eos_token_ids, self.ends[name])
             batch[f"shared@{name}"] = batch["counted"] & ~foreign
+        if self.sequences is not None:
+            batch |= self._columns(batch, kind == "fresh")
         counts = self.objective.counts(batch)
         self._counts = self.accelerator.reduce(counts, reduction="sum")
         self.tokens_seen += self._counts[0]
         return batch
 
-    def _completions(self, inputs: list[dict[str, Any]]) -> dict[str, Tensor]:
+    def _completions(self, inputs: list[dict[str, Any]]) -> tuple[Source, dict[str, Tensor]]:
         """Those that this step is on; ``own`` is true of the rows that the student wrote, now or before."""
         args, step, share = self.args, self.state.global_step, self.own_share
-        kind = "pairs" if args.pairs else share.of_step(args.seed, step, args.max_steps)
+        kind: Source = "pairs" if args.pairs else share.of_step(args.seed, step, args.max_steps)
         self._metrics["train"]["on_policy"].append({"fresh": 1.0, "pairs": 0.5}.get(kind, 0.0))
         if share.adaptive:
             self._metrics["train"]["lmbda"].append(share.share)
@@ -136,15 +163,15 @@ class OnPolicyTrainer(DistillationTrainer):
             self._metrics["train"]["replay"].append(float(kind == "replay"))
         given = [{**row, "own": [0]} for row in inputs]
         if kind == "data":
-            return self._given(given)
+            return kind, self._given(given)
         if kind == "replay":
-            return self._given(self._replayed(len(inputs)))
+            return kind, self._given(self._replayed(len(inputs)))
         batch = self._written(inputs)
         if kind == "pairs":
-            return self._given([*given, *(token_row(*said) for said in completions_in(batch))])
+            return kind, self._given([*given, *(token_row(*said) for said in completions_in(batch))])
         if share.replay is not None:
             share.replay.add(gather_object(completions_in(batch)))
-        return batch
+        return kind, batch
 
     def _replayed(self, count: int) -> list[dict[str, Any]]:
         """This rank's slice of the step's rows out of the buffer, which is the same on all ranks."""
@@ -152,6 +179,14 @@ class OnPolicyTrainer(DistillationTrainer):
         drawn = self.own_share.replay.draw(self.args.seed, self.state.global_step, self.rows_per_step)
         first = self.accelerator.process_index * count
         return [token_row(*said) for said in drawn[first : first + count]]
+
+    def _columns(self, batch: Batch, drawn: bool) -> dict[str, Tensor]:
+        assert self.sequences is not None
+        if not drawn:
+            return given_columns(self.sequences, batch)
+        columns, logged = written_columns(self, self.sequences, batch)
+        self.measured.add(tally(logged, batch, len(self.objective.domains)))
+        return columns
 
     def _written(self, inputs: list[dict[str, Any]]) -> dict[str, Tensor]:
         """What the student writes: its end counts, what is behind it does not."""

@@ -30,6 +30,10 @@ class OnPolicySettings(SampleSettings, DistillationConfig):
     seq_kd: bool = field(
         default=False, metadata={"help": "The data's completions are the teacher's own, drawn before the training."}
     )
+    teacher_mixture: float = field(
+        default=0.0,
+        metadata={"help": "Share of the teacher in the distribution that the student's completions are drawn from."},
+    )
     max_length: int | None = field(
         default=1024, metadata={"help": "Longest row of a step on the data, in tokens; longer ones are truncated."}
     )

@@ -13,7 +13,7 @@ import numpy as np
 
 from llmkd.trainers.replay import Replay
 
-Source = Literal["fresh", "replay", "data"]
+Source = Literal["fresh", "replay", "data", "pairs"]
 SHARE_STEP = 0.1
 LOSS_MARGIN = 0.1
 

@@ -387,15 +387,16 @@ def test_prompts_are_the_rows_of_the_order_whatever_the_micro_batch(inputs: Path
 
 def test_settings_keep_the_fields_of_trl_and_add_few() -> None:
     added = set(OnPolicySettings.__dataclass_fields__) - set(DistillationConfig.__dataclass_fields__)
-    own = {"lmbda", "lmbda_schedule", "replay_capacity", "pairs", "seq_kd"}
-    assert added == own | {"max_length", "text_prompts", "system_prompt", "early_stopping_patience"}
+    own = {"lmbda", "lmbda_schedule", "replay_capacity", "pairs", "seq_kd", "teacher_mixture"}
+    shared = {"text_prompts", "system_prompt", "early_stopping_patience", "muon_learning_rate"}
+    assert added == own | shared | {"max_length"}
     assert {"temperature", "lmbda", "use_vllm"} <= train_fields("onpolicy").keys()
     assert not {"beta", "teacher_model_name_or_path", "loss_type", "output_dir"} & train_fields("onpolicy").keys()
 
 
 def test_every_hook_that_is_overridden_exists_above() -> None:
     private = [name for name, value in vars(OnPolicyTrainer).items() if name.startswith("_") and callable(value)]
-    ours = {"__init__", "_completions", "_written", "_given", "_replayed"}
+    ours = {"__init__", "_completions", "_written", "_given", "_replayed", "_columns", "_mixture"}
     assert not [name for name in private if name not in ours and not hasattr(DistillationTrainer, name)]
     for hook in ("_generate_and_score_completions", "_get_train_sampler", "compute_loss", "training_step", "log"):
         mine, theirs = (list(inspect.signature(getattr(kind, hook)).parameters)
