@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import partial
 from typing import Any
 
 from datasets import Dataset
@@ -19,7 +21,7 @@ from llmkd.data.pipeline import Prepared, Rows
 from llmkd.data.prompts import GroupedOrder
 from llmkd.data.sampling import MixtureSampler
 from llmkd.objectives import policy, sampled
-from llmkd.objectives.negative_aware import negative_aware
+from llmkd.objectives.negative_aware import GroupWeight, negative_aware
 from llmkd.objectives.objective import Objective, Term, TokenWeight
 from llmkd.trainers.held_out import HeldOut
 from llmkd.trainers.policy_terms import WHOLE, Formulas, PolicyTerm, TeacherTerm
@@ -35,6 +37,10 @@ FORMULAS = Formulas(
     likeliest=sampled.likeliest,
     negative_aware=negative_aware,
 )
+
+
+WEIGHTS: dict[str | None, GroupWeight] = {None: "grpo", "normalised": "grpo", "plain": "dr_grpo", "unweighted": "none"}
+"""Of nft: which weight of a group makes the advantage that the recipe names."""
 
 
 def build_rl(recipe: Recipe, callbacks: list[Any] | None = None, rows: Rows | None = None) -> build.Job:
@@ -66,7 +72,7 @@ def build_rl(recipe: Recipe, callbacks: list[Any] | None = None, rows: Rows | No
         policy=own,
         terms=terms,
         whole={t.name: _whole(t, recipe, domains, vocabulary) for t in terms if t.estimator in WHOLE},
-        formulas=FORMULAS,
+        formulas=formulas_of(recipe),
         teachers={},
         ends=teachers.ends,
         correct=marked[0] if marked else None,
@@ -95,6 +101,16 @@ def terms_of(recipe: Recipe, steps: int) -> tuple[PolicyTerm | None, list[Teache
         assert teacher is not None
         terms.append(TeacherTerm(name, teacher, term.term, estimator, weight, term.mask, term.normalize, term.k or 64))
     return own, terms
+
+
+def formulas_of(recipe: Recipe) -> Formulas:
+    """The mathematics of the terms, negative-aware fine-tuning with the recipe's knobs."""
+    for term in recipe.objective.terms.values():
+        if term.term == "nft":
+            negative = 1.0 if term.negative_weight is None else term.negative_weight
+            made = partial(negative_aware, weight=WEIGHTS[term.advantage], negative_weight=negative)
+            return replace(FORMULAS, negative_aware=made)
+    return FORMULAS
 
 
 def _whole(term: TeacherTerm, recipe: Recipe, domains: Sequence[str], vocabulary: int) -> Objective:

@@ -132,3 +132,9 @@ def test_taid_without_t_is_adaptive() -> None:
 def test_a_number_in_yaml_1_1_is_read_as_one() -> None:
     assert recipe_with({"term": "forward_kl", "weight": "1e-3"}).objective.terms["kd"].weight == 1e-3
     assert recipe_with({"term": "jsd", "beta": "1e-3"}).objective.terms["kd"].beta == 1e-3
+
+
+@pytest.mark.parametrize(("key", "value"), [("advantage", "plain"), ("negative_weight", 0.5)])
+def test_what_nft_alone_reads_is_refused_elsewhere(key: str, value: Any) -> None:
+    said = problem_of({"term": "forward_kl", key: value})
+    assert f"{KD}.{key}: is read by the term nft, not by forward_kl: leave it out" in said

@@ -34,7 +34,8 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     )
     (folder / "own.py").write_text(
         "def short(prompt, completion, reference):\n    return float(len(completion) < 20)\n\n\n"
-        "def broken(prompt, completion, reference):\n    raise KeyError('no such thing')\n"
+        "def broken(prompt, completion, reference):\n    raise KeyError('no such thing')\n\n\n"
+        "def nan(prompt, completion, reference):\n    return float('nan')\n"
     )
     return folder
 
@@ -98,6 +99,8 @@ def test_broken_off_between_and_within_rollouts_it_goes_on_as_if_it_had_not(
         lines = [{k: v for k, v in line.items() if k not in clock} for line in metrics(tmp_path / folder)]
         path.write_text("".join(json.dumps(line) + "\n" for line in lines))
     assert_same_run(tmp_path / "whole", tmp_path / "broken")
+    weights = [line["kd/weight"] for line in metrics(tmp_path / "broken") if "loss" in line]
+    assert weights == pytest.approx([0.175, 0.15, 0.125, 0.1, 0.1, 0.1]), "the floor is reached at step 4 and kept"
 
 
 def test_a_task_is_data_and_its_grader_a_reward(inputs: Path, tmp_path: Path) -> None:
@@ -159,6 +162,19 @@ def test_a_reward_that_raises_is_masked_counted_and_named(
     assert "reward broken: sample 0" in caplog.text and "no such thing" in caplog.text
 
 
+def test_a_correctness_that_is_no_number_is_masked_counted_and_teaches_nothing(
+    inputs: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The only reward, of every completion: no advantage, nothing kept by a mask, and no NaN in the student."""
+    data = recipe(inputs, tmp_path / "run", train__max_steps=1, objective__terms__kd__mask="incorrect")
+    data["rewards"][0] |= {"path": f"{inputs / 'own.py'}:nan"}
+    assert main_with(data) == 0
+    line = metrics(tmp_path / "run")[0]
+    assert line["rewards/short/masked"] == 8 and line["policy/without_contrast"] == 1
+    assert (line["loss"], line["grad_norm"], line["kd/kept"]) == (0, 0, 0)
+    assert "reward short: sample 0: gave nan, which is not finite" in caplog.text
+
+
 def test_a_reward_that_raises_can_stop_the_run(inputs: Path, tmp_path: Path, capsys: Any) -> None:
     data = recipe(inputs, tmp_path / "run")
     data["rewards"][0] |= {"path": f"{inputs / 'own.py'}:broken", "on_error": "stop"}
@@ -180,6 +196,10 @@ def test_a_reward_that_raises_can_stop_the_run(inputs: Path, tmp_path: Path, cap
         ({"objective__terms__ce": {"term": "cross_entropy"}}, "is no divergence"),
         ({"objective__terms__kd__mask": {"domains": ["sums"]}}, "give correct, incorrect or group_all_wrong"),
         ({"objective__terms__other": {"term": "nft"}}, "keep one of them"),
+        ({"objective__terms__kd__advantage": "plain"}, "is read by the term nft, not by reverse_kl: leave it out"),
+        ({"objective__terms__policy__negative_weight": 0.5}, "is read by the term nft, not by grpo: leave it out"),
+        ({"objective__terms__policy": {"term": "nft", "negative_weight": -1}}, "negative_weight"),
+        ({"objective__terms__policy": {"term": "nft", "advantage": "half"}}, "normalised, plain, unweighted"),
         ({"rewards__0__column": "solution"}, "there is no column 'solution'"),
         ({"train__method": "offpolicy"}, "grpo is a term of method: rl"),
         ({"train__method": "nft"}, "nft is a term: give method: rl and objective.terms: {policy: {term: nft}}"),

@@ -8,13 +8,12 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import statistics
 import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -23,8 +22,8 @@ import report
 from implementations import IMPLEMENTATIONS, KNOBS
 from inputs import Case, Shape
 from targets import Row, evaluate, with_ratios
+from workers import HERE, Process, environment
 
-HERE = Path(__file__).resolve().parent
 SHAPES = {
     "cpu": [Shape(2048, 32000, 256, 512), Shape(1024, 151936, 256, 512)],
     "cuda": [Shape(n, 151936, width, 4096) for width in (1024, 2048) for n in (8192, 32768)],
@@ -36,53 +35,15 @@ of jsd is off by 1e-4 there."""
 GPU_RUNS = 30
 
 
-class Worker:
-    """A process of ``measure.py``: it is asked one thing at a time."""
+class Worker(Process):
+    """A process of ``measure.py``."""
 
     def __init__(self, name: str, case: Case, scratch: Path, options: argparse.Namespace, **job: Any) -> None:
-        self.name, self.case = name, case
+        self.case = case
         runs = -(-GPU_RUNS // options.rounds)
         job |= {"implementation": name, "case": case.as_json(), "threads": options.threads, "runs": runs}
         job |= {"tolerance": TOLERANCES[case.dtype] if options.tolerance is None else options.tolerance}
-        self.folder = Path(tempfile.mkdtemp(dir=scratch, prefix=f"{name}-"))
-        self.errors = self.folder / "stderr"
-        with self.errors.open("w") as errors:
-            self.process = subprocess.Popen(
-                [sys.executable, HERE / "measure.py", json.dumps(job)],
-                stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors, text=True,
-                env=environment(options.threads, self.folder),
-            )  # fmt: skip
-        self.answers: list[dict[str, Any]] = []
-
-    def __enter__(self) -> Worker:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.process.kill()
-        with suppress(BrokenPipeError):  # what it was not there to read
-            self.process.communicate()
-
-    def answer(self) -> bool:
-        """Wait for the next answer; False if there will be no more after it."""
-        assert self.process.stdout is not None
-        line = self.process.stdout.readline()
-        if line:
-            self.answers.append(json.loads(line))
-            return self.answers[-1].get("status", "ok") == "ok"
-        code = self.process.wait()
-        text = self.errors.read_text(errors="replace").strip().splitlines()
-        message = f"exit code {code}: {text[-1] if text else ''}"
-        if code < 0:
-            message = f"killed by signal {-code}" + (": the machine's memory may be too small" if code == -9 else "")
-        self.answers.append({"status": "failed", "message": message})
-        return False
-
-    def round(self) -> bool:
-        assert self.process.stdin is not None
-        with suppress(BrokenPipeError):  # it died while others had their round: there is no answer, and that is a row
-            self.process.stdin.write("round\n")
-            self.process.stdin.flush()
-        return self.answer()
+        super().__init__("measure.py", job, name=name, threads=options.threads, scratch=scratch)
 
     def row(self, kind: str = "timing") -> Row:
         """Everything that was answered, as one row."""
@@ -92,17 +53,6 @@ class Worker:
         if row["status"] == "ok" and rounds:
             row |= summary(row, compiled=IMPLEMENTATIONS[self.name].compiled)
         return row
-
-
-def environment(threads: int, folder: Path) -> dict[str, str]:
-    """Of a worker: so many threads, no network, and a compiler that finds nothing from an earlier run."""
-    count = str(threads)
-    path = [str(HERE.parent.parent), os.environ.get("PYTHONPATH", "")]
-    return os.environ | {
-        "OMP_NUM_THREADS": count, "MKL_NUM_THREADS": count, "OPENBLAS_NUM_THREADS": count,
-        "TORCHINDUCTOR_COMPILE_THREADS": "1", "TORCHINDUCTOR_CACHE_DIR": str(folder / "compiled"),
-        "PYTHONPATH": os.pathsep.join(filter(None, path)), "HF_HUB_OFFLINE": "1", "TRL_EXPERIMENTAL_SILENCE": "1",
-    }  # fmt: skip
 
 
 def named(name: str, case: Case, kind: str) -> Row:

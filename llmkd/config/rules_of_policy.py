@@ -23,12 +23,20 @@ def policy_problems(path: str, term: Term, recipe: Recipe) -> Iterator[Problem]:
     for key in ("token_weight",):
         if getattr(term, key) is not None:
             yield f"{path}.{key}", "is not read by method: rl: leave it out"
+    yield from _of_nft(path, term)
     if term.term in POLICY_TERMS:
         yield from _policy(path, term)
     elif not TERMS[term.term].divergence:  # type: ignore[index]
         yield f"{path}.term", f"{term.term} is no divergence, and there is no data to learn from: give a divergence"
     else:
         yield from _estimator(path, term)
+
+
+def _of_nft(path: str, term: Term) -> Iterator[Problem]:
+    """Knobs that negative-aware fine-tuning alone reads."""
+    for key in ("advantage", "negative_weight"):
+        if term.term != "nft" and getattr(term, key) is not None:
+            yield f"{path}.{key}", f"is read by the term nft, not by {term.term}: leave it out"
 
 
 def _policy(path: str, term: Term) -> Iterator[Problem]:
@@ -80,6 +88,7 @@ def _of_other_methods(recipe: Recipe) -> Iterator[Problem]:
         for key, value in (("estimator", term.estimator), ("k", term.k)):
             if value is not None:
                 yield f"{where}.{key}", f"is read by method: rl, not by {method}: leave it out"
+        yield from _of_nft(where, term)
         if isinstance(term.mask, str):
             said = f"{term.mask} needs rewards, which method: {method} has not: give domains or positions"
             yield f"{where}.mask", said

@@ -299,6 +299,10 @@ class Term(Section):
     t: NumberOrSchedule | None = Field(default=None, description="taid: how far its target goes; null is adaptive")
     of: dict[str, float] | None = Field(default=None, description="mixture: divergences and their shares")
     detach_mixture: bool | None = Field(default=None, description="skew_reverse_kl: no gradient through the mixture")
+    advantage: Literal["normalised", "plain", "unweighted"] | None = Field(
+        default=None, description="nft: (c - r) / sqrt(r (1 - r)), c - r, or (c - r) / (1 - r); null is normalised"
+    )
+    negative_weight: float | None = Field(default=None, ge=0, description="nft: of wrong completions; null is 1")
 
     @field_validator("weight")
     @classmethod

@@ -13,8 +13,8 @@ All are divided as the policy's loss is (``objectives.normalisers``).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from torch.utils.data import Sampler
 from trl import GRPOTrainer
 
-from llmkd.backbone import causal_lm, head_module, head_of, through
+from llmkd.backbone import head_module, head_of, through
 from llmkd.trainers import rollout_files
 from llmkd.trainers.callbacks import Unlogged, seconds_of
 from llmkd.trainers.checkpoints import read_mark, save_checkpoint
@@ -32,7 +32,18 @@ from llmkd.trainers.normalisers import OVER_STEP, token_weights
 from llmkd.trainers.objective_loss import unlogged
 from llmkd.trainers.optimizers import muon_adamw_where_asked
 from llmkd.trainers.policy_terms import SAMPLED, WHOLE, Formulas, PolicyTerm, TeacherTerm, at
-from llmkd.trainers.rollouts import EndsSeen, as_batch, kept_samples, own_ends, part_of, pass_rates
+from llmkd.trainers.rollouts import (
+    EndsSeen,
+    as_batch,
+    kept_samples,
+    moved,
+    own_ends,
+    part_of,
+    pass_rates,
+    weighed,
+    without_contrast,
+)
+from llmkd.trainers.seen import Seen
 from llmkd.trainers.tallies import Tallies
 from llmkd.trl_compat import whole_for_generation
 from llmkd.types import Loss, Sparse, Teacher
@@ -81,7 +92,7 @@ class RLTrainer(GRPOTrainer):
         self.completions_seen = 0
         self.ends_seen = EndsSeen()
         self._graded: Tensor | None = None
-        self._seen: _Seen | None = None
+        self._seen: Seen | None = None
 
     # -- data ---------------------------------------------------------------------------------------------------------
 
@@ -106,6 +117,10 @@ class RLTrainer(GRPOTrainer):
         if self.correct is not None:
             graded = rewards[:, self.correct]
             self._graded = torch.where(graded.isnan(), graded, (graded >= 1.0).to(graded.dtype))
+        if self.policy is not None:
+            read = self._graded if self.policy.kind == "nft" else weighed(rewards, self.reward_weights)
+            silent = without_contrast(read, self.num_generations).float().mean().item()
+            self._metrics["train"][f"{self.policy.name}/without_contrast"].append(silent)
         return rewards
 
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> Rollouts:
@@ -231,7 +246,7 @@ class RLTrainer(GRPOTrainer):
         if not terms and self.policy is not None and self.policy.kind == "grpo" and share == 1.0:
             return super()._compute_loss(model, inputs)
         student = self.accelerator.unwrap_model(model)
-        self._seen = _Seen()
+        self._seen = Seen()
         try:
             wants_hidden = any(term.estimator in WHOLE for term in terms)
             with self._seen.watching(student) if wants_hidden else nullcontext():
@@ -294,7 +309,7 @@ class RLTrainer(GRPOTrainer):
         batch = dict(as_batch(inputs, looked_at))
         weight = weights * inputs.get(f"scale@{term.name}", 1.0)
         column = torch.cat([torch.zeros_like(inputs["prompt_ids"], dtype=weight.dtype), weight], 1)
-        batch["column:weight"] = column.gather(1, _moved(inputs))
+        batch["column:weight"] = column.gather(1, moved(inputs))
         if term.estimator == "topk":
             ids, logp = inputs[f"ids@{term.teacher}"][looked_at], inputs[f"top@{term.teacher}"][looked_at]
             signals: Any = Sparse(ids[:, : term.k], logp[:, : term.k], "ghost")
@@ -370,32 +385,3 @@ class RLTrainer(GRPOTrainer):
             device = self.accelerator.device
             self._buffered_inputs = rollout_files.load(Path(checkpoint), self.accelerator.process_index, device)
             self.add_callback(Unlogged(self, mark["unlogged"]))
-
-
-def _moved(inputs: Rollouts) -> Tensor:
-    """Where each token of a row that begins at 0 stands in TRL's row, as ``as_batch`` has it."""
-    length = inputs["prompt_ids"].shape[1] + inputs["completion_ids"].shape[1]
-    padding = (inputs["prompt_mask"] == 0).sum(1, keepdim=True)
-    return (torch.arange(length, device=padding.device) + padding) % length
-
-
-class _Seen:
-    """What the policy's own forward showed: log-probabilities ``[B, C]`` and hidden states ``[B, P + C, H]``, both with
-    their gradients."""
-
-    def __init__(self) -> None:
-        self.logq: Tensor | None = None
-        self.hidden: Tensor | None = None
-
-    @contextmanager
-    def watching(self, student: nn.Module) -> Iterator[None]:
-        lm = causal_lm(student)
-
-        def note(module: nn.Module, given: Any, out: Any) -> None:
-            self.hidden = out.last_hidden_state
-
-        handle = getattr(lm, lm.base_model_prefix).register_forward_hook(note)
-        try:
-            yield
-        finally:
-            handle.remove()

@@ -20,9 +20,7 @@ logger = logging.getLogger(__name__)
 
 def as_batch(rollouts: Mapping[str, Tensor], counted: Tensor) -> Batch:
     """``input_ids [B, P + C]``, begun at 0, and ``counted``: where ``counted [B, C]`` is, in the same order."""
-    ids = torch.cat([rollouts["prompt_ids"], rollouts["completion_ids"]], dim=1)
-    padding = (rollouts["prompt_mask"] == 0).sum(1, keepdim=True)
-    at = (torch.arange(ids.shape[1], device=ids.device) + padding) % ids.shape[1]
+    ids, at = torch.cat([rollouts["prompt_ids"], rollouts["completion_ids"]], dim=1), moved(rollouts)
     whole = torch.cat([torch.zeros_like(rollouts["prompt_mask"], dtype=torch.bool), counted.bool()], dim=1)
     return {
         "input_ids": ids.gather(1, at), "counted": whole.gather(1, at),
@@ -51,6 +49,13 @@ def token_row(prompt: Sequence[int], said: Sequence[int], domain: int) -> dict[s
         "input_ids": [*prompt, *said], "counted": [0] * len(prompt) + [1] * len(said),
         "seq_lengths": [len(prompt) + len(said)], "domains": [domain], "n_bytes": 0, "own": [1],
     }  # fmt: skip
+
+
+def moved(rollouts: Mapping[str, Tensor]) -> Tensor:
+    """Where each token ``[B, P + C]`` of a row that begins at 0 stands in TRL's row."""
+    length = rollouts["prompt_ids"].shape[1] + rollouts["completion_ids"].shape[1]
+    padding = (rollouts["prompt_mask"] == 0).sum(1, keepdim=True)
+    return (torch.arange(length, device=padding.device) + padding) % length
 
 
 def part_of(rollouts: Mapping[str, Tensor], rows: slice) -> dict[str, Tensor]:
@@ -98,6 +103,19 @@ def group_all_wrong(correct: Tensor, group: int) -> Tensor:
 def pass_rates(correct: Tensor, group: int) -> Tensor:
     """For each of the samples ``correct [S]`` the share of its group that is right; NaN where none was graded."""
     return correct.view(-1, group).nanmean(1).repeat_interleave(group)
+
+
+def weighed(rewards: Tensor, weights: Tensor) -> Tensor:
+    """The sum ``[S]`` of the rewards ``[S, R]`` that a sample has, by their weights; NaN where it has none."""
+    values = (rewards * weights.to(rewards)).nansum(1)
+    return values.masked_fill(rewards.isnan().all(1), torch.nan)
+
+
+def without_contrast(values: Tensor, group: int) -> Tensor:
+    """True ``[S / group]`` where the samples of a group that have a value all have the same: it teaches nothing."""
+    rows, nothing = values.view(-1, group), torch.inf
+    highest, lowest = rows.nan_to_num(nan=-nothing).amax(1), rows.nan_to_num(nan=nothing).amin(1)
+    return ~(highest > lowest) | torch.isclose(highest, lowest)
 
 
 class EndsSeen:

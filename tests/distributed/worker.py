@@ -75,7 +75,8 @@ class Witness(TrainerCallback):
         compute = trainer.compute_loss
 
         def recorded(model: Any, inputs: Any, **rest: Any) -> Any:
-            proof.counted.append(int(inputs["counted"].sum()))
+            counted = inputs["counted"] if "counted" in inputs else inputs["completion_mask"]
+            proof.counted.append(int(counted.sum()))
             loss = compute(model, inputs, **rest)
             proof.head.append(head_module(trainer.model).weight.numel())
             return loss

@@ -5,7 +5,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from llmkd.data.collate import Collator
-from llmkd.trainers.rollouts import as_batch, completions_in, kept_samples, own_ends, pass_rates, token_row
+from llmkd.trainers.rollouts import (
+    as_batch,
+    completions_in,
+    kept_samples,
+    own_ends,
+    pass_rates,
+    token_row,
+    weighed,
+    without_contrast,
+)
 
 ROLLOUTS = {
     "prompt_ids": torch.tensor([[9, 9, 1], [2, 3, 4]]), "prompt_mask": torch.tensor([[0, 0, 1], [1, 1, 1]]),
@@ -47,6 +56,18 @@ def test_a_sample_that_was_not_graded_is_kept_by_no_mask() -> None:
     assert kept_samples("correct", torch.tensor([1.0, torch.nan, 0.0]), 3).tolist() == [True, False, False]
     assert not kept_samples("group_all_wrong", graded, 4).any()
     assert pass_rates(torch.tensor([1.0, torch.nan, 0.0, 0.0]), 4)[0] == 1 / 3
+
+
+def test_a_group_whose_values_are_all_the_same_has_no_contrast() -> None:
+    nan = torch.nan
+    values = torch.tensor([[1.0, 0.0, 1.0], [0.1, 0.1, 0.1], [nan, 1.0, 1.0], [nan, 1.0, 0.0], [nan, nan, nan]])
+    assert without_contrast(values.flatten(), 3).tolist() == [False, True, True, False, True]
+
+
+def test_rewards_are_weighed_as_far_as_a_sample_has_them() -> None:
+    rewards = torch.tensor([[1.0, 2.0], [torch.nan, 2.0], [torch.nan, torch.nan]])
+    found = weighed(rewards, torch.tensor([1.0, -0.5]))
+    assert found[:2].tolist() == [0.0, -1.0] and bool(found[2].isnan())
 
 
 def test_ends_that_both_have_are_heard() -> None:
