@@ -8,7 +8,8 @@ import pytest
 import yaml
 
 from llmkd import config
-from llmkd.config.sections import Term, Train
+from llmkd.config.objective_section import Term
+from llmkd.config.sections import Train
 from llmkd.methods import ALGORITHM, ELICITATION, EVIDENCE, HEADINGS, METHODS, Method, markdown, plain
 
 from runs import make_inputs, recipe, trained

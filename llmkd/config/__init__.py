@@ -3,6 +3,7 @@
 from llmkd.config.errors import RecipeError
 from llmkd.config.help import help_text
 from llmkd.config.loading import TrainFields, from_dict, load
+from llmkd.config.objective_section import Mask, Objective, Schedule, Temperature, TemperatureColumn, Term, TokenWeight
 from llmkd.config.rewards_section import Reward
 from llmkd.config.sections import (
     Data,
@@ -11,19 +12,12 @@ from llmkd.config.sections import (
     EvalTask,
     Hub,
     Lora,
-    Mask,
-    Objective,
     Quantization,
     Recipe,
     Run,
     Sampling,
-    Schedule,
     Student,
     Teacher,
-    Temperature,
-    TemperatureColumn,
-    Term,
-    TokenWeight,
     Train,
 )
 from llmkd.config.train_options import TrainField

@@ -3,23 +3,13 @@
 import re
 from collections.abc import Iterator
 
+from llmkd.config.objective_section import POLICY_TERMS, TEACHERLESS_TERMS, Mask, Schedule, TemperatureColumn, Term
 from llmkd.config.rules_of_onpolicy import onpolicy_problems, sequence_problems
 from llmkd.config.rules_of_policy import of_recipe, policy_problems
 from llmkd.config.rules_of_rewards import reward_problems
 from llmkd.config.rules_of_tasks import task_problems
 from llmkd.config.rules_of_terms import NOT_NEGATIVE, UNIT, schedule_problems, token_weight_problems
-from llmkd.config.sections import (
-    POLICY_TERMS,
-    TEACHERLESS_TERMS,
-    DatasetSource,
-    Mask,
-    Quantization,
-    Recipe,
-    Schedule,
-    Student,
-    TemperatureColumn,
-    Term,
-)
+from llmkd.config.sections import DatasetSource, Quantization, Recipe, Student
 from llmkd.config.unknown_keys import EXPLAINED
 from llmkd.config.values import closest, one_of, shown
 from llmkd.terms import SEQUENCE_TERMS, TERMS, knob_problems

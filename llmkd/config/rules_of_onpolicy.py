@@ -2,7 +2,8 @@
 
 from collections.abc import Iterator
 
-from llmkd.config.sections import Recipe, TemperatureColumn, Term
+from llmkd.config.objective_section import TemperatureColumn, Term
+from llmkd.config.sections import Recipe
 from llmkd.config.values import shown
 from llmkd.terms import SEQUENCE_TERMS, TERMS
 

@@ -3,7 +3,7 @@
 import itertools
 from collections.abc import Iterator
 
-from llmkd.config.sections import TEACHERLESS_TERMS, Schedule, Term
+from llmkd.config.objective_section import TEACHERLESS_TERMS, Schedule, Term
 from llmkd.config.values import shown
 from llmkd.terms import Knob, interval
 

@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from pydantic import Field, ValidationError, field_validator
 
-from llmkd.config.sections import Section
+from llmkd.config.section import Section
 from llmkd.config.values import closest, shown
 from llmkd.config.yaml_text import YamlProblem, parse
 from llmkd.evaluation.harness.options import Settings

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from llmkd.config.sections import Section
+from llmkd.config.section import Section
 
 MEASURES = ["held_out.*.bits_per_byte", "held_out.*.kl*", "held_out.*.agreement*", "tasks.*", "eval.*"]
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")]  # it becomes a folder
