@@ -120,6 +120,10 @@ METHODS: tuple[Method, ...] = (
         "rl", "nft", "Chen et al., Bridging Supervised Learning and Reinforcement Learning, 2025 (arXiv 2505.18116)",
         "recipes/rl/nft.yaml", "feedback", "reinforcement learning", "tests only",
     ),
+    Method(
+        "rl", "grpo + reverse_kl", "KDRL in miniature: its teacher's term exact, over the whole vocabulary",
+        "recipes/studies/kdrl_arithmetic/kdrl.yaml", "feedback", "reinforcement learning", "measured here",
+    ),
     *(
         Method("rl", "grpo + reverse_kl", paper, recipe, "feedback", "reinforcement learning", "tests only")
         for paper, recipe in (

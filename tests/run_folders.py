@@ -125,6 +125,7 @@ def write_study(folder: Path, seeds: Sequence[int] = (0, 1), status: str = "comp
         arms[arm] = {"status": status, "overrides": {"objective.terms.kd.term": arm}, "runs": runs,
                      "measures": {path: measure}}  # fmt: skip
         curves[arm] = {str(s): {"loss": [[20, 3 + i + s / 10], [40, 2 + i + s / 10]],
+                                "reward": [[20, 0.25], [40, 0.25 + i / 4]],
                                 path: [[20, 1.0 + i], [40, values[str(s)]]]} for s in seeds}  # fmt: skip
         write_run(folder / "arms" / arm / f"seed-{seeds[0]}", arm, completion=f"said by {arm}", baseline=False)
     about = {"label": "forward KL to the teacher: code", "better": "lower", "unit": "nats/token", "percent": False}

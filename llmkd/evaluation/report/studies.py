@@ -90,11 +90,15 @@ def intervals(study: Study, draw: Draw) -> str:
     return markup.grid(figures)
 
 
+TITLES = {"loss": "Loss", "reward": "Reward", "entropy": "Entropy", "completions/mean_length": "Length of completions"}
+"""Of what is drawn beside the held-out measures and the values of terms."""
+
+
 def curves(study: Study, draw: Draw) -> str:
     """Every curve that the arms logged: the mean over seeds, the band from the lowest to the highest."""
     arms = study.curves.get("arms", {})
     keys = list(dict.fromkeys(key for seeds in arms.values() for curves in seeds.values() for key in curves))
-    wanted = [key for key in keys if key == "loss" or key.startswith("held_out.") or key.endswith("/value")]
+    wanted = [key for key in keys if key in TITLES or key.startswith("held_out.") or key.endswith("/value")]
     labels = {path: about["label"] for path, about in study.table.get("measures", {}).items()}
     figures = []
     for key in wanted:
@@ -102,7 +106,7 @@ def curves(study: Study, draw: Draw) -> str:
                   for slot, (name, seeds) in enumerate(arms.items())]  # fmt: skip
         unit = study.table.get("measures", {}).get(key, {}).get("unit", "nats/token" if key == "loss" else "")
         if max(len(s.points) for s in series) > 1:
-            title = labels.get(key, "Loss" if key == "loss" else key)
+            title = labels.get(key, TITLES.get(key, key))
             figures.append(draw(Chart(title, "step", unit, series)))
     body = markup.grid(figures)
     return body and markup.paragraph("Lines: means over seeds. Bands: from the lowest to the highest.", "note") + body

@@ -280,6 +280,7 @@ def test_study_shows_arms_verdicts_and_bands(tmp_path):
         assert rows[2] == ["jsd", "0.755 [0.655, 0.855]worse"]
         loss = values_of(page, "Loss")
         assert loss[1:] == [["20", "3.05 [3, 3.1]", "4.05 [4, 4.1]"], ["40", "2.05 [2, 2.1]", "3.05 [3, 3.1]"]]
+        assert values_of(page, "Reward")[-1] == ["40", "0.25 [0.25, 0.25]", "0.5 [0.5, 0.5]"]
         assert page.value("document.querySelectorAll('.mark-area path').length") >= 4
         assert page.value("document.documentElement.scrollWidth") <= 390
         samples = page.value("[...document.querySelectorAll('.sample .said')].map((e) => e.textContent)")
