@@ -207,7 +207,8 @@ def check_best_metric(recipe: Recipe, args: OffPolicySettings) -> None:
 
 
 def asks_teacher(recipe: Recipe) -> bool:
-    trains = any(needs_teacher(t.term) for t in recipe.objective.terms.values())
+    writes = any(recipe.train.options.get(key) for key in ("seq_kd", "teacher_mixture"))
+    trains = writes or any(needs_teacher(t.term) for t in recipe.objective.terms.values())
     return bool(recipe.teachers) and (trains or (recipe.eval.fidelity and bool(recipe.eval.datasets)))
 
 
@@ -284,6 +285,11 @@ def with_steps(args: OffPolicySettings, rows: Prepared) -> OffPolicySettings:
     per_epoch = max(1, -(-len(rows.dataset) // per_step))
     if args.max_steps <= 0:
         args.max_steps = max(1, round(per_epoch * args.num_train_epochs))
+    return epochs_as_steps(args, per_epoch)
+
+
+def epochs_as_steps(args: Any, per_epoch: int) -> Any:
+    """Evaluate, save and log after so many steps, where that was asked for once an epoch."""
     for what in ("eval", "save", "logging"):
         strategy = getattr(args, f"{what}_strategy")
         if strategy == "epoch":
@@ -296,7 +302,7 @@ def _order(rows: Prepared, seed: int) -> Any:
     return lambda total: MixtureSampler(rows.lengths, rows.weights, total, seed)
 
 
-def check_can_save(trainer: OffPolicyTrainer) -> None:
+def check_can_save(trainer: Any) -> None:
     """Refuse at the start a ZeRO-3 configuration that cannot write a whole model at the end."""
     plugin = trainer.accelerator.state.deepspeed_plugin
     zero = plugin.deepspeed_config["zero_optimization"] if plugin is not None else {}

@@ -46,6 +46,7 @@ WEIGHTS: dict[str | None, GroupWeight] = {None: "grpo", "normalised": "grpo", "p
 def build_rl(recipe: Recipe, callbacks: list[Any] | None = None, rows: Rows | None = None) -> build.Job:
     """Everything a run needs, or ValueError saying which key of the recipe does not fit the models or the data."""
     args = settings_of(recipe)
+    build.check_best_metric(recipe, args)
     set_seed(recipe.run.seed)
     tokenizer = modelling.load_tokenizer(recipe.student)
     student = modelling.load_student(recipe.student, tokenizer)
@@ -83,6 +84,7 @@ def build_rl(recipe: Recipe, callbacks: list[Any] | None = None, rows: Rows | No
         held_out=held_out,
         yardstick=build.build_yardstick(recipe, domains, vocabulary, teachers.names),
     )
+    build.check_can_save(trainer)
     trainer.teachers = live = teachers.live(trainer)
     return build.Job(recipe, trainer, tokenizer, live, held_out, rows)
 
@@ -128,13 +130,16 @@ def _with_steps(args: Any, rows: Prepared) -> Any:
     """Turn epochs into steps: the run is one pass over an order that holds every draw."""
     dataset = rows.dataset
     assert isinstance(dataset, Dataset)
+    per_round = args.generation_batch_size // args.num_generations
+    batches = args.steps_per_generation * args.num_iterations
+
+    def updates(epochs: float) -> int:
+        rounds = max(1, round(len(dataset) * epochs / per_round))
+        return max(1, int(rounds * batches // args.gradient_accumulation_steps))
+
     if args.max_steps <= 0:
-        per_round = args.generation_batch_size // args.num_generations
-        rounds = max(1, round(len(dataset) * args.num_train_epochs / per_round))
-        args.max_steps = max(
-            1, rounds * args.steps_per_generation * args.num_iterations // args.gradient_accumulation_steps
-        )
-    return args
+        args.max_steps = updates(args.num_train_epochs)
+    return build.epochs_as_steps(args, updates(1))
 
 
 def _order(rows: Prepared, args: Any, seed: int) -> Callable[[int], GroupedOrder]:

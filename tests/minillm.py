@@ -36,19 +36,6 @@ def recipe(inputs: Path, output: Path, **changes: Any) -> dict[str, Any]:
     return data
 
 
-def written(trainer: Any) -> list[dict[str, Tensor]]:
-    """The micro-batches that a trainer will compute its loss of."""
-    seen: list[dict[str, Tensor]] = []
-    compute = trainer.compute_loss
-
-    def noting(model: Any, inputs: Any, **rest: Any) -> Any:
-        seen.append({k: v.clone() for k, v in inputs.items()})
-        return compute(model, inputs, **rest)
-
-    trainer.compute_loss = noting
-    return seen
-
-
 @torch.no_grad()
 def mixed(student: Any, teacher: Any, ids: Tensor, share: float) -> Tensor:
     """The distribution of the next token after a row without padding, over the tokens that both have."""

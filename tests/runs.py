@@ -300,3 +300,16 @@ def assert_same_run(one: Path, other: Path) -> None:
     assert samples[0].is_file() == samples[1].is_file()
     if samples[0].is_file():
         assert samples[0].read_text() == samples[1].read_text()
+
+
+def noted(trainer: Any) -> list[dict[str, Tensor]]:
+    """The micro-batches that a trainer will compute its loss of."""
+    seen: list[dict[str, Tensor]] = []
+    compute = trainer.compute_loss
+
+    def noting(model: Any, inputs: Any, **rest: Any) -> Any:
+        seen.append({k: v.clone() for k, v in inputs.items()})
+        return compute(model, inputs, **rest)
+
+    trainer.compute_loss = noting
+    return seen

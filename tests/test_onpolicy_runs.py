@@ -12,6 +12,7 @@ from transformers import AutoModelForCausalLM, GenerationConfig
 from llmkd import cli
 from llmkd.build_onpolicy import _completed
 from llmkd.build_rollouts import keep_to_shared
+from llmkd.checks.recipe import opened
 from llmkd.trainers.onpolicy import OnPolicyTrainer
 from llmkd.trainers.own_share import on_policy
 
@@ -32,6 +33,8 @@ from runs import (
     write_rows,
 )
 from tiny import tiny_llama, tiny_tokenizer
+
+OF_DATA = {"ce": {"term": "cross_entropy", "completions": "data"}}
 
 
 @pytest.fixture(scope="module")
@@ -159,6 +162,31 @@ def test_its_drawing_can_be_broken_off_anywhere(inputs: Path, tmp_path: Path, mo
     assert not [row for row in after[1:] if row in before], "drawn otherwise, and kept"
 
 
+def test_sequence_level_distillation_alone_trains_on_what_the_teacher_wrote(inputs: Path, tmp_path: Path) -> None:
+    """Kim and Rush's: no term looks at the teacher, who is asked to write all the same."""
+    data = recipe(inputs, tmp_path / "run", train__seq_kd=True, train__lmbda=0.0, objective__terms=OF_DATA)
+    assert main_with(data) == 0
+    assert len(written(tmp_path / "run")) > 1
+    assert metrics(tmp_path / "run")[-1]["on_policy"] == 0
+
+
+def test_verify_has_the_teacher_write_to_what_it_looks_at_alone(
+    inputs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[int] = []
+
+    def noting(model: Any, prompts: Any, *rest: Any) -> Any:
+        asked.append(len(prompts))
+        return _completed(model, prompts, *rest)
+
+    monkeypatch.setattr("llmkd.build_onpolicy._completed", noting)
+    data = recipe(inputs, tmp_path / "run", train__seq_kd=True, train__lmbda=0.0, train__max_steps=40,
+                  train__gradient_accumulation_steps=4)  # fmt: skip
+    with opened(str(write_recipe(data, tmp_path / "run.yaml")), [], None):
+        pass
+    assert 0 < sum(asked) <= 2 * 8
+
+
 def test_drawing_it_disturbs_no_other_sample(inputs: Path, tmp_path: Path) -> None:
     plain, ours = (trained(recipe(inputs, tmp_path / name, train__seq_kd=name == "seq", train__max_steps=6))
                    for name in ("plain", "seq"))  # fmt: skip
@@ -246,6 +274,9 @@ def test_a_completion_goes_up_to_its_first_end() -> None:
         ({"train__temperature": "hot"}, "train.temperature"),
         ({"train__num_generations": 4}, "num_generations"),
         ({"train__seq_kd": True, "train__lmbda": 1.0}, "give train.lmbda below 1"),
+        ({"train__seq_kd": True, "train__lmbda": 0.0, "teachers": [], "objective__terms": OF_DATA},
+         "train.seq_kd: true, and there are 0 teachers: give the one that writes"),
+        ({"train__lmbda": "high"}, "train.lmbda"),
         ({"objective__terms__kd": {"term": "grpo"}}, "grpo is a term of method: rl, not of onpolicy"),
         ({"objective__terms__kd": {"term": "reverse_kl", "estimator": "k2"}}, "is read by method: rl, not by onpolicy"),
         ({"objective__terms__kd__mask": "incorrect"}, "incorrect needs rewards, which method: onpolicy has not"),

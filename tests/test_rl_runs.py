@@ -204,12 +204,25 @@ def test_a_reward_that_raises_can_stop_the_run(inputs: Path, tmp_path: Path, cap
         ({"train__method": "offpolicy"}, "grpo is a term of method: rl"),
         ({"train__method": "nft"}, "nft is a term: give method: rl and objective.terms: {policy: {term: nft}}"),
         ({"train__lmbda": 0.5}, "lmbda"),
+        ({"train__temperature": "hot"}, "train.temperature"),
+        ({"train__metric_for_best_model": "reward", "train__eval_strategy": "steps", "train__eval_steps": 2},
+         "train.metric_for_best_model: eval/reward is not measured"),
     ],
 )  # fmt: skip
 def test_a_mistake_is_one_message(inputs: Path, tmp_path: Path, capsys: Any, changes: dict, words: str) -> None:
     assert main_with(recipe(inputs, tmp_path / "run", **changes)) == 2
     error = capsys.readouterr().err
     assert words in error and "Traceback" not in error
+
+
+def test_once_an_epoch_is_once_an_epoch(inputs: Path, tmp_path: Path) -> None:
+    """Of the prompts, each drawn once; not of the one pass that a run is."""
+    data = recipe(inputs, tmp_path / "run", train__max_steps=-1, train__num_train_epochs=3, train__save_steps=None,
+                  train__save_strategy="epoch")  # fmt: skip
+    args = built(data).trainer.args
+    prompts_a_step = 8 / 4
+    assert args.save_strategy == "steps" and abs(args.save_steps - 25 / prompts_a_step) < 1
+    assert args.max_steps == pytest.approx(3 * args.save_steps, abs=3)
 
 
 def test_verify_of_such_a_recipe_says_what_it_cannot(inputs: Path, tmp_path: Path) -> None:

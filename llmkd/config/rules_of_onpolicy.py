@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 from llmkd.config.objective_section import TemperatureColumn, Term
 from llmkd.config.sections import Recipe
-from llmkd.config.values import shown
+from llmkd.config.values import number_or, shown
 from llmkd.terms import SEQUENCE_TERMS, TERMS
 
 Problem = tuple[str, str]  # (dotted path, sentence)
@@ -48,7 +48,7 @@ def onpolicy_problems(recipe: Recipe) -> Iterator[Problem]:
 def _share(recipe: Recipe) -> Iterator[Problem]:
     """Which steps are on the student's own completions, and which terms look at them."""
     options = recipe.train.options
-    share, adaptive = options.get("lmbda", 1.0), options.get("lmbda_schedule") == "adaptive"
+    share, adaptive = number_or(options.get("lmbda"), 1.0), options.get("lmbda_schedule") == "adaptive"
     where = "train.lmbda_schedule"
     if adaptive and share == 1:
         yield where, "adaptive raises the share, and with lmbda: 1 it is at its end: give train.lmbda: 0.0 to start at"
@@ -60,9 +60,14 @@ def _share(recipe: Recipe) -> Iterator[Problem]:
         yield "train.replay_capacity", "with lmbda: 0 the student writes nothing to keep: give train.lmbda above 0"
     read = {"data": share < 1, "own": share > 0 or adaptive}
     for name, term in recipe.objective.terms.items():
+        where, otherwise = (
+            f"objective.terms.{name}",
+            f"and with train.lmbda: {share:g} no step is on them: give another",
+        )
         if term.completions is not None and not read[term.completions]:
-            given = f"{term.completions}, and with train.lmbda: {share:g} no step is on them"
-            yield f"objective.terms.{name}.completions", f"{given}: give another lmbda, or train.pairs: true"
+            yield f"{where}.completions", f"{term.completions}, {otherwise} lmbda, or train.pairs: true"
+        elif term.term in SEQUENCE_TERMS and not read["own"]:
+            yield f"{where}.term", f"{term.term} reads the student's own completions, {otherwise} lmbda"
 
 
 def _pairs(recipe: Recipe) -> Iterator[Problem]:
@@ -77,14 +82,14 @@ def _seq_kd(recipe: Recipe) -> Iterator[Problem]:
         return
     if recipe.train.options.get("lmbda", 1.0) == 1 and not recipe.train.options.get("pairs"):
         yield "train.seq_kd", "no step reads the teacher's completions with lmbda: 1: give train.lmbda below 1"
-    if len(recipe.teachers) > 1:
-        yield "train.seq_kd", f"true, and there are {len(recipe.teachers)} teachers: keep the one that writes"
+    if len(recipe.teachers) != 1:
+        yield "train.seq_kd", f"true, and there are {len(recipe.teachers)} teachers: give the one that writes"
 
 
 def _mixture(recipe: Recipe) -> Iterator[Problem]:
     """Of completions that the teacher has a share in."""
     options, path = recipe.train.options, "train.teacher_mixture"
-    share = options.get("teacher_mixture", 0.0)
+    share = number_or(options.get("teacher_mixture"), 0.0)
     if not share:
         return
     if options.get("use_vllm"):
@@ -93,8 +98,8 @@ def _mixture(recipe: Recipe) -> Iterator[Problem]:
             f"{share:g} asks the teacher at every token that is drawn, which vLLM cannot: give train.use_vllm: false, "
             "or leave it out",
         )
-    if len(recipe.teachers) > 1:
-        yield path, f"{share:g}, and there are {len(recipe.teachers)} teachers: keep the one that has the share"
+    if len(recipe.teachers) != 1:
+        yield path, f"{share:g}, and there are {len(recipe.teachers)} teachers: give the one that has the share"
     if options.get("lmbda", 1.0) == 0 and options.get("lmbda_schedule") != "adaptive":
         yield path, f"{share:g}, but no step draws completions with lmbda: 0: give train.lmbda above 0"
     for name, term in recipe.objective.terms.items():
@@ -109,7 +114,9 @@ def _mixture(recipe: Recipe) -> Iterator[Problem]:
 def _own_distribution(recipe: Recipe) -> Iterator[Problem]:
     """Where it counts with which probability a token was drawn."""
     options, terms = recipe.train.options, recipe.objective.terms
+    weighed = [n for n, t in terms.items() if t.token_weight is not None and t.token_weight.by == "importance"]
     asking = [f"{term.term} of {name}" for name, term in terms.items() if term.term in SEQUENCE_TERMS]
+    asking += [f"the importance weight of {name}" for name in weighed]
     if options.get("teacher_mixture"):
         asking.insert(0, "teacher_mixture")
     if not asking:
@@ -147,6 +154,11 @@ def sequence_problems(path: str, term: Term, recipe: Recipe) -> Iterator[Problem
             f"{term.term} is a term of method: onpolicy, not of {method}: give reverse_kl, or method: onpolicy",
         )
         return
+    if term.completions == "data":
+        yield (
+            f"{path}.completions",
+            f"data, of which {term.term} is 0, since nobody drew them: give own, or leave it out",
+        )
     if how is not None and how.by != "importance":
         yield f"{path}.token_weight.by", f"{how.by} is not read by {term.term}: give importance, or leave it out"
     for knob in term.knobs:

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 from llmkd.config.objective_section import POLICY_TERMS, Mask, TemperatureColumn, Term
 from llmkd.config.sections import Recipe
-from llmkd.config.values import shown
+from llmkd.config.values import number_or, shown
 from llmkd.terms import TERMS
 
 Problem = tuple[str, str]  # (dotted path, sentence)
@@ -103,7 +103,7 @@ def _temperatures(recipe: Recipe) -> Iterator[Problem]:
             return
     sampled = [n for n, t in recipe.objective.terms.items()
                if t.term == "reverse_kl" and t.estimator in (None, "k1_reward", "k2", "k3")]  # fmt: skip
-    drawn = float(recipe.train.options.get("temperature", 1.0))
+    drawn = number_or(recipe.train.options.get("temperature"), 1.0)
     if sampled and tau.student != drawn:
         yield (
             "objective.temperature.student",

@@ -21,6 +21,11 @@ def is_number(value: object) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
+def number_or(value: object, default: float) -> float:
+    """The value if it is a number; the default for another, of which the message is another rule's."""
+    return float(value) if is_number(value) else default  # type: ignore[arg-type]
+
+
 def shown(value: object) -> str:
     """The value as the user may have written it in YAML, cut to 60 characters."""
     if isinstance(value, str):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -25,7 +25,7 @@ def at(weight: Weight, step: int) -> float:
 
 @dataclass(frozen=True)
 class PolicyTerm:
-    """kind: ``grpo``, TRL's own loss, or ``nft``; mask: on which samples it acts, by their advantages."""
+    """kind: ``grpo``, TRL's own loss, or ``nft``; mask: on which samples it acts, of ``grpo`` by their advantages."""
 
     name: str
     kind: Literal["grpo", "nft"] = "grpo"
@@ -62,3 +62,21 @@ class Formulas:
     sampled: Callable[[Signals, Tensor, int, float], Tensor]
     likeliest: Callable[[Signals, int, int], tuple[Tensor, Tensor]]
     negative_aware: Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
+
+
+def advantages_of(
+    policy: PolicyTerm | None, heard: Sequence[TeacherTerm], rollouts: Mapping[str, Tensor], step: int
+) -> Tensor | None:
+    """Those of the rewards times GRPO's weight, and those of the teachers (``shaped@TERM``) times theirs; None where
+    there are none.
+
+    TRL's surrogate is linear in them, so the weight of a policy is theirs: ``beta`` and the entropy bonus, which TRL
+    adds to it, do not change with it.
+    """
+    share = at(policy.weight, step) if policy is not None and policy.kind == "grpo" else 0.0
+    found = share * rollouts["advantages"] if share != 0 else None
+    for term in heard:
+        if term.estimator == "k1_reward":
+            shaped = at(term.weight, step) * rollouts[f"shaped@{term.name}"]
+            found = shaped if found is None else found.unsqueeze(1) + shaped if found.dim() == 1 else found + shaped
+    return found

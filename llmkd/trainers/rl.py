@@ -5,7 +5,7 @@ this trainer *is* TRL's.  The others hear a teacher on the same rollouts:
 
     k2, k3       on sampled tokens: the teacher is asked once a rollout, the student's log-probabilities are those of
                  the policy's own forward
-    k1_reward    the same log-ratio added to the advantages, which go through TRL's clipping
+    k1_reward    the same log-ratio as an advantage, beside those of the rewards through TRL's ratio and clipping
     exact, topk  by the engine on all of the vocabulary, from the hidden states of that same forward
 
 All are divided as the policy's loss is (``objectives.normalisers``).
@@ -31,7 +31,7 @@ from llmkd.trainers.held_out import HeldOut, evaluate
 from llmkd.trainers.normalisers import OVER_STEP, token_weights
 from llmkd.trainers.objective_loss import unlogged
 from llmkd.trainers.optimizers import muon_adamw_where_asked
-from llmkd.trainers.policy_terms import SAMPLED, WHOLE, Formulas, PolicyTerm, TeacherTerm, at
+from llmkd.trainers.policy_terms import SAMPLED, WHOLE, Formulas, PolicyTerm, TeacherTerm, advantages_of, at
 from llmkd.trainers.rollouts import (
     EndsSeen,
     as_batch,
@@ -101,6 +101,12 @@ class RLTrainer(GRPOTrainer):
         rounds = -(-self.args.max_steps * self.args.gradient_accumulation_steps // self._steps_per_rollout)
         return self.order(rounds * (self.args.generation_batch_size // self.num_generations))
 
+    def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: Any) -> tuple[list, Any]:
+        """None where the training is over before the step, resumed from the checkpoint of an early stop."""
+        if self.control.should_training_stop:
+            return [], None
+        return super().get_batch_samples(epoch_iterator, num_batches, device)
+
     @property
     def _steps_per_rollout(self) -> int:
         """Micro-batches that one generation serves."""
@@ -139,7 +145,7 @@ class RLTrainer(GRPOTrainer):
                 if term.normalize == "kept":
                     out[f"scale@{term.name}"] = self._scale_of_kept(term, out)
                 if term.estimator == "k1_reward" and self._heard(term):
-                    self._shape_advantages(term, out)
+                    out[f"shaped@{term.name}"] = self._shaped(term, out)
         return out
 
     def _heard(self, term: TeacherTerm) -> bool:
@@ -212,23 +218,18 @@ class RLTrainer(GRPOTrainer):
         total, kept = self.accelerator.reduce(counts, reduction="sum")
         return torch.where(kept > 0, total / kept.clamp(min=1), 0.0)
 
-    def _shape_advantages(self, term: TeacherTerm, out: Rollouts) -> None:
-        """``A + weight * (log p - log q)`` for each token that the term looks at."""
+    def _shaped(self, term: TeacherTerm, out: Rollouts) -> Tensor:
+        """``log p - log q [B, C]`` of the tokens that the term looks at, 0 elsewhere: an advantage."""
         logq = out.get("old_per_token_logps")
         if logq is None:
             ids = torch.cat([out["prompt_ids"], out["completion_ids"]], 1)
             attention = torch.cat([out["prompt_mask"], out["completion_mask"]], 1)
             width, size = out["completion_ids"].shape[1], self.args.per_device_train_batch_size
             logq = self._get_per_token_logps_and_entropies(self.model, ids, attention, width, batch_size=size)[0]
-        looked_at = self._looked_at(term, out)
-        gap = torch.where(looked_at, self.formulas.advantage(out[f"logp@{term.teacher}"], logq), 0.0)
-        scale = out.get(f"scale@{term.name}", 1.0)
-        shaped = at(term.weight, self.state.global_step) * scale * gap
-        advantages = out["advantages"]
-        out["advantages"] = (advantages if advantages.dim() == 2 else advantages.unsqueeze(1)) + shaped
-        self._note(
-            term, self.formulas.estimators["k3"](out[f"logp@{term.teacher}"], logq), looked_at, out, "reverse_kl"
-        )
+        logp, looked_at = out[f"logp@{term.teacher}"], self._looked_at(term, out)
+        self._note(term, self.formulas.estimators["k3"](logp, logq), looked_at, out, "reverse_kl")
+        gap = torch.where(looked_at, self.formulas.advantage(logp, logq), 0.0)
+        return gap * out.get(f"scale@{term.name}", 1.0)
 
     # -- loss ---------------------------------------------------------------------------------------------------------
 
@@ -241,17 +242,20 @@ class RLTrainer(GRPOTrainer):
 
     def _compute_loss(self, model: nn.Module, inputs: Rollouts) -> Tensor:
         step = self.state.global_step
-        terms = [t for t in self.terms if at(t.weight, step) != 0 and t.estimator != "k1_reward"]
+        heard = [t for t in self.terms if at(t.weight, step) != 0]
         share = at(self.policy.weight, step) if self.policy is not None else 0.0
-        if not terms and self.policy is not None and self.policy.kind == "grpo" and share == 1.0:
+        if not heard and self.policy is not None and self.policy.kind == "grpo" and share == 1.0:
             return super()._compute_loss(model, inputs)
+        terms = [t for t in heard if t.estimator != "k1_reward"]
         student = self.accelerator.unwrap_model(model)
         self._seen = Seen()
         try:
             wants_hidden = any(term.estimator in WHOLE for term in terms)
             with self._seen.watching(student) if wants_hidden else nullcontext():
-                loss = self._policy_loss(model, inputs, share)
+                loss = self._trls_loss(model, inputs, advantages_of(self.policy, heard, inputs, step))
             weights = self._token_weights(inputs)
+            if self.policy is not None and self.policy.kind == "nft" and share != 0:
+                loss = loss + share * (self._negative_aware(inputs) * weights).sum()
             for term in terms:
                 by = self._sampled if term.estimator in SAMPLED else self._by_engine
                 loss = loss + at(term.weight, step) * by(term, inputs, weights, student)
@@ -259,20 +263,25 @@ class RLTrainer(GRPOTrainer):
             self._seen = None
         return loss
 
-    def _policy_loss(self, model: nn.Module, inputs: Rollouts, share: float) -> Tensor:
-        """The policy's own loss, times its weight; where there is none, 0, and the forward that the others need."""
-        if self.policy is not None and self.policy.kind == "grpo" and share != 0:
-            loss = super()._compute_loss(model, inputs)
-            return loss if share == 1.0 else share * loss
+    def _trls_loss(self, model: nn.Module, inputs: Rollouts, advantages: Tensor | None) -> Tensor:
+        """TRL's own loss with these advantages; where nothing of it is asked for, 0, and the forward that the other
+        terms need."""
+        if advantages is None and (self.beta != 0 or self._entropy_bonus_enabled):
+            advantages = torch.zeros_like(inputs["advantages"])
+        if advantages is not None:
+            return super()._compute_loss(model, inputs | {"advantages": advantages})
         ids = torch.cat([inputs["prompt_ids"], inputs["completion_ids"]], 1)
         attention = torch.cat([inputs["prompt_mask"], inputs["completion_mask"]], 1)
         logq = self._get_per_token_logps_and_entropies(model, ids, attention, inputs["completion_ids"].shape[1])[0]
-        if self.policy is None or share == 0:
-            return 0.0 * logq.sum()
+        return 0.0 * logq.sum()
+
+    def _negative_aware(self, inputs: Rollouts) -> Tensor:
+        """Its value ``[B, C]``, 0 for the completions that its mask leaves out."""
+        assert self._seen is not None and self._seen.logq is not None and self.policy is not None
+        logq = self._seen.logq
         old = inputs.get("old_per_token_logps", logq.detach())
         graded, rate = inputs["graded"].unsqueeze(1), inputs["pass_rate"].unsqueeze(1)
-        value = self.formulas.negative_aware(logq, old, graded, rate)
-        return share * (value * self._token_weights(inputs)).sum()
+        return self.formulas.negative_aware(logq, old, graded, rate) * inputs[f"kept@{self.policy.name}"].unsqueeze(1)
 
     def _token_weights(self, inputs: Rollouts) -> Tensor:
         accumulation = float(self.current_gradient_accumulation_steps)

@@ -25,6 +25,7 @@ from runs import (
     main_with,
     make_inputs,
     metrics,
+    noted,
     put,
     trained,
     training_lines,
@@ -72,19 +73,6 @@ def adaptive(inputs: Path, output: Path, **changes: Any) -> dict[str, Any]:
 def draws(count: int) -> list[float]:
     """What each step draws, with the recipe's seed."""
     return [np.random.default_rng([3, step, 0, 1]).random() for step in range(count)]
-
-
-def noted(trainer: Any) -> list[dict[str, Tensor]]:
-    """The micro-batches that a trainer will compute its loss of."""
-    seen: list[dict[str, Tensor]] = []
-    compute = trainer.compute_loss
-
-    def noting(model: Any, inputs: Any, **rest: Any) -> Any:
-        seen.append({k: v.clone() for k, v in inputs.items()})
-        return compute(model, inputs, **rest)
-
-    trainer.compute_loss = noting
-    return seen
 
 
 def rows_of(batch: dict[str, Tensor]) -> list[tuple[int, ...]]:

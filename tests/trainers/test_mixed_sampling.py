@@ -11,9 +11,9 @@ from transformers import AutoModelForCausalLM, GPT2Config, MambaConfig
 
 from llmkd.trainers.mixed_sampling import TeacherMixed, check_can_mix
 
-from minillm import by_hand, check_drawn, recipe, written
+from minillm import by_hand, check_drawn, recipe
 from rollouts import lines
-from runs import built, loaded, make_inputs
+from runs import built, loaded, make_inputs, noted
 from tiny import tiny_llama, tiny_tokenizer
 
 FEW = 4
@@ -76,7 +76,7 @@ def test_adapters_draw_together_with_their_base(inputs: Path, tmp_path: Path, mo
     assert not torch.allclose(
         *(m(input_ids=torch.arange(9)[None]).logits for m in (merged, loaded(inputs / "student")))
     )
-    seen, batches = watched(monkeypatch), written(job.trainer)
+    seen, batches = watched(monkeypatch), noted(job.trainer)
     job.trainer.train()
     assert check_drawn(seen, merged, loaded(inputs / "student"), 0.3) > 30
     tokens = by_hand(merged, loaded(inputs / "student"), batches[0], 0.3, mean=True, deaf=False)

@@ -81,21 +81,24 @@ def gradients(trainer: Any) -> list[tuple[torch.Tensor, dict[str, torch.Tensor]]
 
 
 @pytest.mark.parametrize(
-    ("form", "negative"), [("normalised", 1.0), ("plain", 1.0), ("unweighted", 0.5), ("normalised", 0.0)]
-)
+    ("form", "negative", "mask"),
+    [("normalised", 1.0, None), ("plain", 1.0, None), ("unweighted", 0.5, None), ("normalised", 0.0, None),
+     ("normalised", 1.0, "correct"), ("plain", 1.0, "incorrect")],
+)  # fmt: skip
 def test_the_gradient_is_minus_the_advantage_that_the_recipe_names(
-    inputs: Path, tmp_path: Path, form: str, negative: float
+    inputs: Path, tmp_path: Path, form: str, negative: float, mask: str | None
 ) -> None:
-    term = {"term": "nft", "advantage": form, "negative_weight": negative}
+    term = {"term": "nft", "advantage": form, "negative_weight": negative, "mask": mask}
     trainer = built(recipe(inputs, tmp_path / "run", term, len(PATTERNS) // PROMPTS)).trainer
     trainer.reward_funcs = [graded := Graded(PATTERNS)]
     rows = 0
     for gradient, batch in gradients(trainer):
-        mask = batch["completion_mask"].bool()
-        for ids, counted, found in zip(batch["completion_ids"], mask, gradient, strict=True):
+        tokens = batch["completion_mask"].bool()
+        for ids, counted, found in zip(batch["completion_ids"], tokens, gradient, strict=True):
             right, rate = graded.known[tuple(ids[counted].tolist())]
             advantage = ADVANTAGES[form](right, rate) if 0 < rate < 1 else 0.0
-            expected = -advantage * (1.0 if right else negative) / mask.sum() * counted
+            share = (1.0 if right else negative) * (mask in (None, "correct" if right else "incorrect"))
+            expected = -advantage * share / tokens.sum() * counted
             torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-8)
             rows += 1
     assert rows == GROUP * len(PATTERNS)

@@ -25,7 +25,7 @@ from llmkd.trainers.policy_terms import TeacherTerm
 from llmkd.trainers.settings import train_fields
 
 from rollouts import VOCABULARY, lines, models, prompts, rl, weights
-from runs import built, loaded, make_inputs, put, trained, write_rows
+from runs import built, loaded, make_inputs, noted, put, trained, write_rows
 from tiny import tiny_llama, tiny_tokenizer
 
 EQUAL = 1e-5
@@ -160,19 +160,6 @@ def test_reverse_kl_is_that_of_trls_distillation_trainer(folder: Path) -> None:
 
 
 # -- by hand ----------------------------------------------------------------------------------------------------------
-
-
-def noted(trainer: Any) -> list[dict[str, Tensor]]:
-    """The micro-batches that a trainer will compute its loss of."""
-    seen: list[dict[str, Tensor]] = []
-    compute = trainer.compute_loss
-
-    def noting(model: Any, inputs: Any, **rest: Any) -> Any:
-        seen.append({k: v.clone() for k, v in inputs.items()})
-        return compute(model, inputs, **rest)
-
-    trainer.compute_loss = noting
-    return seen
 
 
 @torch.no_grad()

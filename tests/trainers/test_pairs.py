@@ -22,6 +22,7 @@ from runs import (
     log_probs,
     main_with,
     make_inputs,
+    noted,
     one_message,
     put,
     trained,
@@ -72,14 +73,7 @@ def one_step(data: dict[str, Any]) -> tuple[Any, dict[str, Any], list[dict[str, 
     """The job, the log line of its one step and the micro-batches that it trained on."""
     put(data, "train.max_steps", 1)
     job = built(data)
-    seen: list[dict[str, Tensor]] = []
-    compute = job.trainer.compute_loss
-
-    def noting(model: Any, inputs: Any, **rest: Any) -> Any:
-        seen.append({k: v.clone() for k, v in inputs.items()})
-        return compute(model, inputs, **rest)
-
-    job.trainer.compute_loss = noting
+    seen = noted(job.trainer)
     job.trainer.train()
     return job, training_lines(job.trainer.state.log_history)[0], seen
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 from torch.testing import assert_close
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, TrainerCallback
 from trl import GRPOTrainer
 
 from llmkd.trainers.policy_terms import PolicyTerm, TeacherTerm
@@ -32,9 +32,11 @@ def heard(estimator: str = "k2") -> TeacherTerm:
 # -- a teacher and a reference model ----------------------------------------------------------------------------------
 
 
-def first_step(folder: Path, terms: list[TeacherTerm], beta: float) -> tuple[Tensor, dict[str, Any]]:
+def first_step(
+    folder: Path, terms: list[TeacherTerm], beta: float = 0.0, policy: PolicyTerm | None = GRPO
+) -> tuple[Tensor, dict[str, Any]]:
     """The gradient of the first step's loss, and its line in the log.  The reference model is `near`."""
-    trainer = rl(folder, GRPO, terms, train=False, beta=beta, max_steps=1)
+    trainer = rl(folder, policy, terms, train=False, beta=beta, max_steps=1)
     if beta:
         near = AutoModelForCausalLM.from_pretrained(folder / "near")
         trainer.ref_model.load_state_dict(near.state_dict())
@@ -63,6 +65,42 @@ def test_a_teacher_and_a_reference_model_are_two_and_add_up(folder: Path, estima
     assert both["kd/reverse_kl"] == pytest.approx(l_kd["kd/reverse_kl"], rel=1e-5)
     assert l_ref["loss"] - l0["loss"] == pytest.approx(0.2 * l_ref["kl"], rel=1e-4) != 0
     assert both["kl"] != pytest.approx(both["kd/reverse_kl"], rel=0.1), "reference and teacher are the same here"
+
+
+POLICIES = [None, NFT, PolicyTerm("policy", weight=0.0), PolicyTerm("policy", weight=0.5)]
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+def test_the_penalty_towards_the_reference_is_the_same_whatever_the_policy(
+    folder: Path, policy: PolicyTerm | None
+) -> None:
+    (alone, _), (beside, _) = (first_step(folder, [], beta) for beta in (0.0, 0.2))
+    (without, l0), (with_it, l1) = (first_step(folder, [heard()], beta, policy) for beta in (0.0, 0.2))
+    assert_close(with_it - without, beside - alone, rtol=1e-4, atol=1e-6)
+    assert l1["loss"] - l0["loss"] == pytest.approx(0.2 * l1["kl"], rel=1e-4) != 0
+
+
+@pytest.mark.parametrize("policy", [GRPO, *POLICIES])
+def test_as_an_advantage_a_teacher_has_its_weight_whatever_the_policys_is(
+    folder: Path, policy: PolicyTerm | None
+) -> None:
+    """At ratio 1 with the gradient of k2."""
+    reward, loss = (first_step(folder, [heard(estimator)], policy=policy)[0] for estimator in ("k1_reward", "k2"))
+    assert_close(reward, loss, rtol=1e-4, atol=1e-7)
+    assert not torch.allclose(loss, first_step(folder, [], policy=policy)[0], rtol=1e-2)
+
+
+def test_a_training_that_is_over_takes_no_step_more(folder: Path) -> None:
+    """Resumed from the checkpoint of an early stop, whose patience says so before the first step."""
+
+    class Over(TrainerCallback):
+        def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+            control.should_training_stop = True
+
+    trainer = rl(folder, GRPO, train=False)
+    trainer.add_callback(Over())
+    trainer.train()
+    assert trainer.state.global_step == 0
 
 
 # -- behind the end ---------------------------------------------------------------------------------------------------
