@@ -1,4 +1,4 @@
-"""code: the last Python block against the reference's tests. What the sandbox stops is in test_sandbox."""
+"""code: the last Python block against the reference's tests. What the sandbox stops is in test_sandbox_limits."""
 
 import gzip
 import itertools

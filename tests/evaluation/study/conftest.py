@@ -9,11 +9,13 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import psutil
 import pytest
 import yaml
 
@@ -44,7 +46,10 @@ class Running:
     err: Path
 
     def wait(self) -> int:
-        return warm.exit_code(self.connection)
+        code = warm.exit_code(self.connection)
+        with suppress(psutil.NoSuchProcess):  # a killed process closes its connection a moment before it has gone
+            psutil.Process(self.pid).wait(30)
+        return code
 
 
 @dataclass
