@@ -49,10 +49,13 @@ class Job:
     rows: Rows
 
 
-def build(recipe: Recipe, callbacks: list[Any] | None = None, rows: Rows | None = None) -> Job:
+def build(
+    recipe: Recipe, callbacks: list[Any] | None = None, rows: Rows | None = None, draws: int | None = None
+) -> Job:
     """Everything a run needs, or ValueError saying which key of the recipe does not fit the models or the data.
 
-    ``rows``: those of another job with the same data and student, to be used again.
+    ``rows``: those of another job with the same data and student, to be used again; ``draws``: how many draws of the
+    run's order will be looked at, of a run that is not trained: a teacher writes to no others.
     """
     if recipe.train.method == "rl":
         from llmkd.build_rl import build_rl
@@ -61,7 +64,7 @@ def build(recipe: Recipe, callbacks: list[Any] | None = None, rows: Rows | None 
     if recipe.train.method == "onpolicy":
         from llmkd.build_onpolicy import build_onpolicy
 
-        return build_onpolicy(recipe, callbacks, rows)
+        return build_onpolicy(recipe, callbacks, rows, draws)
     args = settings_of(recipe)
     check_best_metric(recipe, args)
     set_seed(recipe.run.seed)  # a fresh student starts from the same weights, whatever it is trained on
@@ -294,7 +297,7 @@ def epochs_as_steps(args: Any, per_epoch: int) -> Any:
         strategy = getattr(args, f"{what}_strategy")
         if strategy == "epoch":
             setattr(args, f"{what}_strategy", type(strategy)("steps"))
-            setattr(args, f"{what}_steps", per_epoch)
+            setattr(args, f"{what}_steps", min(per_epoch, args.max_steps))
     return args
 
 

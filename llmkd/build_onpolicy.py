@@ -7,6 +7,7 @@ import json
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -40,8 +41,10 @@ from llmkd.trl_compat import whole_for_generation
 TEACHERS_FILE = "teacher_completions.jsonl"
 
 
-def build_onpolicy(recipe: Recipe, callbacks: list[Any] | None = None, rows: Rows | None = None) -> build.Job:
-    """Everything a run needs, or ValueError saying which key of the recipe does not fit the models or the data."""
+def build_onpolicy(
+    recipe: Recipe, callbacks: list[Any] | None = None, rows: Rows | None = None, draws: int | None = None
+) -> build.Job:
+    """As ``build.build``."""
     args = settings_of(recipe)
     if args.teacher_mixture and fully_sharded():
         raise ValueError(
@@ -85,7 +88,7 @@ def build_onpolicy(recipe: Recipe, callbacks: list[Any] | None = None, rows: Row
     if args.teacher_mixture:
         check_can_mix(live[teachers.names[0]].model, where(teachers.names[0]))
     if args.seq_kd:
-        trainer.train_dataset = _of_teacher(recipe, trainer, teachers, live)
+        trainer.train_dataset = _of_teacher(recipe, trainer, teachers, live, draws)
     return build.Job(recipe, trainer, tokenizer, live, held_out, rows)
 
 
@@ -149,7 +152,7 @@ def _order(rows: Prepared, args: Any, seed: int) -> Callable[[int], GroupedOrder
 # -- completions of the teacher ---------------------------------------------------------------------------------------
 
 
-def _of_teacher(recipe: Recipe, trainer: Any, teachers: Listeners, live: dict[str, Any]) -> Dataset:
+def _of_teacher(recipe: Recipe, trainer: Any, teachers: Listeners, live: dict[str, Any], draws: int | None) -> Dataset:
     """The prompts with what the teacher writes to those that a step on the data will draw; the others stay bare."""
     args, prompts = trainer.args, trainer.train_dataset
     name = teachers.names[0]
@@ -169,7 +172,7 @@ def _of_teacher(recipe: Recipe, trainer: Any, teachers: Listeners, live: dict[st
     }  # fmt: skip
     with _writing(live[name], trainer) as model:
         found = drawn(
-            Path(args.output_dir) / TEACHERS_FILE, _rows_of_data_steps(trainer), said, write,
+            Path(args.output_dir) / TEACHERS_FILE, _rows_of_data_steps(trainer, draws), said, write,
             trainer.processing_class.decode, recipe.run.seed, trainer.accelerator,
         )  # fmt: skip
     own, end = set(trainer.eos_token_ids), trainer.processing_class.eos_token_id
@@ -179,9 +182,12 @@ def _of_teacher(recipe: Recipe, trainer: Any, teachers: Listeners, live: dict[st
     return concatenate_datasets([prompts, given], axis=1)
 
 
-def _rows_of_data_steps(trainer: Any) -> list[int]:
-    """Which rows the steps on the data draw, in the order of their numbers; under a share that rises, some more."""
+def _rows_of_data_steps(trainer: Any, draws: int | None) -> list[int]:
+    """Which rows the steps on the data draw, in the order of their numbers; under a share that rises, some more.
+    draws: those of so many first draws instead."""
     args = trainer.args
+    if draws is not None:
+        return sorted(set(islice(trainer._get_train_sampler(), draws)))
     share = 0.0 if args.pairs else args.lmbda
     each = trainer.rows_per_step * args.gradient_accumulation_steps  # they come once for each micro-batch
     drawn_by_step = enumerate(trainer._get_train_sampler())

@@ -30,15 +30,13 @@ def _nothing() -> TrlReward:
 
 
 def _function(reward: Loaded) -> TrlReward:
-    """None for a sample that the reward failed on; how many they were is logged."""
+    """None for a sample that the reward failed on."""
 
     def graded(prompts: list[Any], completions: list[Any], reference: list[str], **given: Any) -> list[float | None]:
         lengths = [len(ids) for ids in given["completion_ids"]]
         rows = [json.loads(said) for said in reference]
         texts = [text_of(completion) for completion in completions]
         found = score([reward], prompts, texts, references_of([reward], rows), tokens=lengths)
-        if found.failures:
-            given["log_metric"](f"rewards/{reward.name}/masked", len(found.failures))
         return found[0]
 
     graded.__name__ = reward.name

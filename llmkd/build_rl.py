@@ -21,6 +21,7 @@ from llmkd.data.pipeline import Prepared, Rows
 from llmkd.data.prompts import GroupedOrder
 from llmkd.data.sampling import MixtureSampler
 from llmkd.objectives import policy, sampled
+from llmkd.objectives.compiled import check_compiler
 from llmkd.objectives.negative_aware import GroupWeight, negative_aware
 from llmkd.objectives.objective import Objective, Term, TokenWeight
 from llmkd.trainers.held_out import HeldOut
@@ -47,6 +48,8 @@ def build_rl(recipe: Recipe, callbacks: list[Any] | None = None, rows: Rows | No
     """Everything a run needs, or ValueError saying which key of the recipe does not fit the models or the data."""
     args = settings_of(recipe)
     build.check_best_metric(recipe, args)
+    if recipe.objective.compiled:
+        check_compiler()
     set_seed(recipe.run.seed)
     tokenizer = modelling.load_tokenizer(recipe.student)
     student = modelling.load_student(recipe.student, tokenizer)
@@ -72,7 +75,7 @@ def build_rl(recipe: Recipe, callbacks: list[Any] | None = None, rows: Rows | No
         callbacks=callbacks or [],
         policy=own,
         terms=terms,
-        whole={t.name: _whole(t, recipe, domains, vocabulary) for t in terms if t.estimator in WHOLE},
+        whole={t.name: _whole(t, recipe, args.max_steps, domains, vocabulary) for t in terms if t.estimator in WHOLE},
         formulas=formulas_of(recipe),
         teachers={},
         ends=teachers.ends,
@@ -115,14 +118,14 @@ def formulas_of(recipe: Recipe) -> Formulas:
     return FORMULAS
 
 
-def _whole(term: TeacherTerm, recipe: Recipe, domains: Sequence[str], vocabulary: int) -> Objective:
+def _whole(term: TeacherTerm, recipe: Recipe, steps: int, domains: Sequence[str], vocabulary: int) -> Objective:
     """The objective with this term alone, weighed by a column that the trainer makes."""
-    knobs = {k: build.schedule_of(v, 1) for k, v in recipe.objective.terms[term.name].knobs.items()}
+    knobs = {k: build.schedule_of(v, steps) for k, v in recipe.objective.terms[term.name].knobs.items()}
     weight = TokenWeight("column", column="weight")
     tau = recipe.objective.temperature
     return Objective(
         [Term(term.name, term.kind, teacher=term.teacher, knobs=knobs, token_weight=weight)], domains, vocabulary,
-        float(tau.student), float(tau.teacher),
+        float(tau.student), float(tau.teacher), compiled=recipe.objective.compiled,
     )  # fmt: skip
 
 

@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM, GenerationConfig
 from llmkd import cli
 from llmkd.build_onpolicy import _completed
 from llmkd.build_rollouts import keep_to_shared
-from llmkd.checks.recipe import opened
+from llmkd.checks.recipe import Subject, opened
 from llmkd.trainers.onpolicy import OnPolicyTrainer
 from llmkd.trainers.own_share import on_policy
 
@@ -185,6 +185,18 @@ def test_verify_has_the_teacher_write_to_what_it_looks_at_alone(
     with opened(str(write_recipe(data, tmp_path / "run.yaml")), [], None):
         pass
     assert 0 < sum(asked) <= 2 * 8
+
+
+def test_verify_looks_at_what_the_teacher_wrote_wherever_the_steps_are(inputs: Path, tmp_path: Path) -> None:
+    """Hardly a step is on it, and the term has its weight in the middle of the run alone."""
+    term = {"term": "forward_kl", "completions": "data", "weight": {"schedule": "switch_at", "from": 0.0, "to": 1.0,
+                                                                   "steps": 10}}  # fmt: skip
+    data = recipe(inputs, tmp_path / "run", train__seq_kd=True, train__lmbda=0.9, train__max_steps=40,
+                  objective__terms={"kd": term})  # fmt: skip
+    with opened(str(write_recipe(data, tmp_path / "run.yaml")), [], None) as job:
+        subject = Subject(job, None)
+        assert subject.step == 20
+        assert all((call.request.terms[0].weight > 0).any() for call in subject.measured)
 
 
 def test_drawing_it_disturbs_no_other_sample(inputs: Path, tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from llmkd.checks.recipe import opened
+from llmkd.objectives import compiled
 from llmkd.trainers.rl import RLTrainer
 
 from runs import (
@@ -35,7 +36,9 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "own.py").write_text(
         "def short(prompt, completion, reference):\n    return float(len(completion) < 20)\n\n\n"
         "def broken(prompt, completion, reference):\n    raise KeyError('no such thing')\n\n\n"
-        "def nan(prompt, completion, reference):\n    return float('nan')\n"
+        "def nan(prompt, completion, reference):\n    return float('nan')\n\n\n"
+        "calls = 0\n\n\ndef now_and_then(prompt, completion, reference):\n    global calls\n    calls += 1\n"
+        "    return float('nan') if calls % 4 == 1 else float(calls % 4 == 2)\n"
     )
     return folder
 
@@ -81,14 +84,18 @@ def test_a_run_leaves_what_every_run_leaves(inputs: Path, tmp_path: Path) -> Non
     assert (tmp_path / "run" / "samples.jsonl").is_file()
 
 
-@pytest.mark.parametrize("crash", [2, 3])
+ENTROPY = {"train__use_adaptive_entropy": True, "train__entropy_coef_delta": 0.5, "train__entropy_coef_max": 9.0,
+           "train__entropy_target": 99.0}  # fmt: skip
+
+
+@pytest.mark.parametrize(("crash", "more"), [(2, {}), (3, {}), (3, ENTROPY)], ids=["between", "within", "entropy"])
 def test_broken_off_between_and_within_rollouts_it_goes_on_as_if_it_had_not(
-    inputs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, crash: int
+    inputs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, crash: int, more: dict[str, Any]
 ) -> None:
     """A rollout serves two updates, twice: the checkpoint of an odd step falls inside one."""
     several = {
         "train__num_iterations": 2, "train__steps_per_generation": 2, "train__per_device_train_batch_size": 4,
-        "train__max_steps": 6, "train__save_steps": 1,
+        "train__max_steps": 6, "train__save_steps": 1, **more,
     }  # fmt: skip
     assert main_with(recipe(inputs, tmp_path / "whole", **several)) == 0
     crashed(monkeypatch, recipe(inputs, tmp_path / "broken", **several), crash, trainer=RLTrainer)
@@ -175,6 +182,36 @@ def test_a_correctness_that_is_no_number_is_masked_counted_and_teaches_nothing(
     assert "reward short: sample 0: gave nan, which is not finite" in caplog.text
 
 
+def test_where_one_of_several_rewards_fails_nothing_is_learned_from_that_sample(inputs: Path, tmp_path: Path) -> None:
+    """The sum of the others would be another reward: of a correct answer it would say that it is wrong."""
+    data = recipe(inputs, tmp_path / "run", train__max_steps=1)
+    data["rewards"][0]["path"] = f"{inputs / 'own.py'}:now_and_then"
+    data["rewards"].append({"path": f"{inputs / 'own.py'}:short", "name": "other", "column": None, "weight": 0.0})
+    trainer = built(data).trainer
+    seen: list[Any] = []
+    score = trainer._generate_and_score_completions
+    trainer._generate_and_score_completions = lambda rows: seen.append(score(rows)) or seen[-1]
+    trainer.train()
+    first, *others = seen[0]["advantages"].view(2, 4).T.tolist()
+    assert first == [0, 0] and all(value != 0 for pair in others for value in pair)
+    logged = trainer.state.log_history[0]
+    assert (logged["rewards/short/masked"], logged["rewards/other/masked"]) == (2, 0)
+
+
+def test_a_compiled_loss_is_the_same_loss(inputs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(compiled, "BLOCK_BYTES", 4 * 384 * 16)
+    exact = {"term": "reverse_kl", "estimator": "exact"}
+    found = []
+    for asked in (False, True):
+        data = recipe(inputs, tmp_path / str(asked), objective__compiled=asked, objective__terms={"kd": exact},
+                      rewards=[], train__max_steps=2)  # fmt: skip
+        job = built(data)
+        assert job.trainer.whole_terms["kd"].compiled == asked
+        job.trainer.train()
+        found.append([line["kd/loss"] for line in job.trainer.state.log_history if "loss" in line])
+    assert found[0] == pytest.approx(found[1], rel=1e-4) and min(found[0]) > 0.01
+
+
 def test_a_reward_that_raises_can_stop_the_run(inputs: Path, tmp_path: Path, capsys: Any) -> None:
     data = recipe(inputs, tmp_path / "run")
     data["rewards"][0] |= {"path": f"{inputs / 'own.py'}:broken", "on_error": "stop"}
@@ -200,6 +237,12 @@ def test_a_reward_that_raises_can_stop_the_run(inputs: Path, tmp_path: Path, cap
         ({"objective__terms__policy__negative_weight": 0.5}, "is read by the term nft, not by grpo: leave it out"),
         ({"objective__terms__policy": {"term": "nft", "negative_weight": -1}}, "negative_weight"),
         ({"objective__terms__policy": {"term": "nft", "advantage": "half"}}, "normalised, plain, unweighted"),
+        ({"objective__terms__policy": {"term": "nft", "mask": "group_all_wrong"}}, "that nft learns nothing from"),
+        ({"objective__terms__kd": {"term": "taid"}}, "adaptive (its default) is not read by method: rl"),
+        ({"objective__terms__kd": {"term": "reverse_kl", "estimator": "topk"},
+          "objective__temperature": {"teacher": 2.0}}, "kd hears the likeliest tokens of the teacher as it is"),
+        ({"objective__compiled": True}, "objective.compiled: true, but no term is made over the whole vocabulary"),
+        ({"train__beta": -0.1}, "train.beta: -0.1 would reward leaving the reference model"),
         ({"rewards__0__column": "solution"}, "there is no column 'solution'"),
         ({"train__method": "offpolicy"}, "grpo is a term of method: rl"),
         ({"train__method": "nft"}, "nft is a term: give method: rl and objective.terms: {policy: {term: nft}}"),
@@ -223,6 +266,9 @@ def test_once_an_epoch_is_once_an_epoch(inputs: Path, tmp_path: Path) -> None:
     prompts_a_step = 8 / 4
     assert args.save_strategy == "steps" and abs(args.save_steps - 25 / prompts_a_step) < 1
     assert args.max_steps == pytest.approx(3 * args.save_steps, abs=3)
+    data["train"] |= {"num_train_epochs": 0.5}
+    args = built(data).trainer.args
+    assert args.save_steps == args.max_steps > 1, "once at the end, where there is no whole epoch"
 
 
 def test_verify_of_such_a_recipe_says_what_it_cannot(inputs: Path, tmp_path: Path) -> None:

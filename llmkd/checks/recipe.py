@@ -61,10 +61,8 @@ def opened(path: str, overrides: Sequence[str], device: str | None) -> Iterator[
         options = dict(recipe.train.options)
         if device is not None:
             options["use_cpu"] = device == "cpu"
-        if options.get("seq_kd"):  # the teacher writes beforehand, to what the steps will read: let them be few
-            options |= {"max_steps": BATCHES, "gradient_accumulation_steps": 1}
         train = recipe.train.model_copy(update={"options": options})
-        yield build(recipe.model_copy(update={"run": run, "train": train}))
+        yield build(recipe.model_copy(update={"run": run, "train": train}), draws=BATCHES * ROWS)
 
 
 def _quiet() -> None:

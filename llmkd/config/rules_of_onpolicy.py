@@ -82,6 +82,8 @@ def _seq_kd(recipe: Recipe) -> Iterator[Problem]:
         return
     if recipe.train.options.get("lmbda", 1.0) == 1 and not recipe.train.options.get("pairs"):
         yield "train.seq_kd", "no step reads the teacher's completions with lmbda: 1: give train.lmbda below 1"
+    if recipe.train.options.get("max_length") is not None:
+        yield "train.max_length", "is not read with seq_kd: the teacher's completions end at max_completion_length"
     if len(recipe.teachers) != 1:
         yield "train.seq_kd", f"true, and there are {len(recipe.teachers)} teachers: give the one that writes"
 
@@ -119,6 +121,12 @@ def _own_distribution(recipe: Recipe) -> Iterator[Problem]:
     asking += [f"the importance weight of {name}" for name in weighed]
     if options.get("teacher_mixture"):
         asking.insert(0, "teacher_mixture")
+    elif weighed and options.get("teacher_mixture") is None:
+        yield (
+            f"objective.terms.{weighed[0]}.token_weight.by",
+            "importance is 1 where the student alone draws its tokens: give train.teacher_mixture (0.0 to compare "
+            "with), or leave it out",
+        )
     if not asking:
         return
     for key in ("pairs", "replay_capacity"):

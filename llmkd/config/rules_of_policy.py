@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 
-from llmkd.config.objective_section import POLICY_TERMS, Mask, TemperatureColumn, Term
+from llmkd.config.objective_section import POLICY_TERMS, Mask, Schedule, TemperatureColumn, Term
 from llmkd.config.sections import Recipe
 from llmkd.config.values import number_or, shown
 from llmkd.terms import TERMS
@@ -48,6 +48,8 @@ def _policy(path: str, term: Term) -> Iterator[Problem]:
         yield f"{path}.normalize", f"{term.term} divides by its loss_type: leave it out"
     for knob in term.knobs:
         yield f"{path}.{knob}", f"is not a knob of {term.term}: leave it out"
+    if term.term == "nft" and term.mask == "group_all_wrong":
+        yield f"{path}.mask", "group_all_wrong keeps the groups that nft learns nothing from: give another"
 
 
 def _estimator(path: str, term: Term) -> Iterator[Problem]:
@@ -56,6 +58,9 @@ def _estimator(path: str, term: Term) -> Iterator[Problem]:
         yield f"{path}.estimator", f"{given} estimates reverse_kl, not {term.term}: give exact, or leave it out"
     if term.k is not None and given != "topk":
         yield f"{path}.k", "is read with estimator: topk: leave it out"
+    t = term.knobs.get("t")
+    if isinstance(t, Schedule) and t.schedule == "adaptive":
+        yield f"{path}.t", "adaptive (its default) is not read by method: rl: give a number or another schedule"
 
 
 def of_recipe(recipe: Recipe) -> Iterator[Problem]:
@@ -112,5 +117,24 @@ def _temperatures(recipe: Recipe) -> Iterator[Problem]:
                 f"{sampled[0]} looks at the distribution they are drawn from: give the same to both"
             ),
         )
+    if recipe.objective.compiled and not any(_made_whole(term) for term in recipe.objective.terms.values()):
+        said = "true, but no term is made over the whole vocabulary (estimator: exact or topk): leave it out"
+        yield "objective.compiled", said
+    liked = [n for n, t in recipe.objective.terms.items() if t.estimator == "topk"]
+    if liked and tau.teacher != 1:
+        yield (
+            "objective.temperature.teacher",
+            f"{shown(tau.teacher)}, but {liked[0]} hears the likeliest tokens of the teacher as it is: give 1, or "
+            "estimator: exact",
+        )
+    beta = number_or(recipe.train.options.get("beta"), 0.0)
+    if beta < 0:
+        yield "train.beta", f"{beta:g} would reward leaving the reference model: give 0 or more"
     if recipe.objective.logit_standardize:
         yield "objective.logit_standardize", "is not read by method: rl: leave it out"
+
+
+def _made_whole(term: Term) -> bool:
+    if term.term in POLICY_TERMS:
+        return False
+    return term.estimator in ("exact", "topk") or (term.estimator is None and term.term != "reverse_kl")

@@ -5,7 +5,7 @@ this trainer *is* TRL's.  The others hear a teacher on the same rollouts:
 
     k2, k3       on sampled tokens: the teacher is asked once a rollout, the student's log-probabilities are those of
                  the policy's own forward
-    k1_reward    the same log-ratio as an advantage, beside those of the rewards through TRL's ratio and clipping
+    k1_reward    the same log-ratio, added to the advantages of the rewards, through TRL's ratio and clipping
     exact, topk  by the engine on all of the vocabulary, from the hidden states of that same forward
 
 All are divided as the policy's loss is (``objectives.normalisers``).
@@ -27,6 +27,7 @@ from llmkd.backbone import head_module, head_of, through
 from llmkd.trainers import rollout_files
 from llmkd.trainers.callbacks import Unlogged, seconds_of
 from llmkd.trainers.checkpoints import read_mark, save_checkpoint
+from llmkd.trainers.hearing import Rollouts, ask, counted_in, is_heard
 from llmkd.trainers.held_out import HeldOut, evaluate
 from llmkd.trainers.normalisers import OVER_STEP, token_weights
 from llmkd.trainers.objective_loss import unlogged
@@ -37,8 +38,6 @@ from llmkd.trainers.rollouts import (
     as_batch,
     kept_samples,
     moved,
-    own_ends,
-    part_of,
     pass_rates,
     weighed,
     without_contrast,
@@ -48,8 +47,8 @@ from llmkd.trainers.tallies import Tallies
 from llmkd.trl_compat import whole_for_generation
 from llmkd.types import Loss, Sparse, Teacher
 
-Rollouts = dict[str, Any]
-"""What TRL makes of a generation: prompts, completions, masks, advantages; and our columns beside them."""
+ENTROPY_CONTROL = ("entropy_coef", "_last_world_entropy")
+"""What TRL's adaptive entropy bonus has learnt; its own file of them is written where ours is not."""
 
 
 class RLTrainer(GRPOTrainer):
@@ -123,6 +122,10 @@ class RLTrainer(GRPOTrainer):
         if self.correct is not None:
             graded = rewards[:, self.correct]
             self._graded = torch.where(graded.isnan(), graded, (graded >= 1.0).to(graded.dtype))
+        failed = rewards.isnan()
+        for name, count in zip(self.reward_func_names, failed.sum(0).tolist(), strict=True):
+            self._metrics["train"][f"rewards/{name}/masked"].append(float(count))
+        rewards = rewards.masked_fill(failed.any(1, keepdim=True), torch.nan)  # a sum without one of them is another
         if self.policy is not None:
             read = self._graded if self.policy.kind == "nft" else weighed(rewards, self.reward_weights)
             silent = without_contrast(read, self.num_generations).float().mean().item()
@@ -139,19 +142,14 @@ class RLTrainer(GRPOTrainer):
         self.completions_seen += len(inputs) * self.accelerator.num_processes
         self._mask_samples(out)
         with torch.no_grad():
-            for name in sorted({term.teacher for term in self.terms if self._heard(term)}):
-                self._ask(name, out)
+            for name in sorted({term.teacher for term in self.terms if is_heard(self, term)}):
+                ask(self, name, out)
             for term in self.terms:
                 if term.normalize == "kept":
                     out[f"scale@{term.name}"] = self._scale_of_kept(term, out)
-                if term.estimator == "k1_reward" and self._heard(term):
+                if term.estimator == "k1_reward" and is_heard(self, term):
                     out[f"shaped@{term.name}"] = self._shaped(term, out)
         return out
-
-    def _heard(self, term: TeacherTerm) -> bool:
-        """Whether a term has a weight at one of the steps that are trained on the rollout that begins now."""
-        first, updates = self.state.global_step, -(-self._steps_per_rollout // self.args.gradient_accumulation_steps)
-        return any(at(term.weight, step) != 0 for step in range(first, first + updates))
 
     def _mask_samples(self, out: Rollouts) -> None:
         """``kept@TERM [B]`` of this rank, and the policy's mask upon the advantages."""
@@ -174,38 +172,6 @@ class RLTrainer(GRPOTrainer):
             out["graded"] = graded[mine]
             out["pass_rate"] = pass_rates(graded, self.num_generations)[mine]
 
-    def _ask(self, name: str, out: Rollouts) -> None:
-        """What a teacher says of the rollouts, a micro-batch at a time: of the sampled tokens ``logp@NAME [B, C]``, or
-        of the likeliest ``ids@NAME [B, C, k]`` and ``top@NAME``; and where it is heard."""
-        mask = self._mask_of(out).bool()
-        out[f"heard@{name}"] = mask & ~own_ends(out["completion_ids"], self.eos_token_ids, self.ends[name])
-        kinds = {t.estimator for t in self.terms if t.teacher == name}
-        top = max((t.k for t in self.terms if t.teacher == name and t.estimator == "topk"), default=0)
-        if not kinds - {"exact"}:
-            return
-        shape = out["completion_ids"].shape
-        logp = torch.zeros(shape, dtype=torch.float32, device=mask.device)
-        ids = torch.zeros(*shape, min(top, self.vocabulary), dtype=torch.int64, device=mask.device)
-        best = torch.full(ids.shape, -torch.inf, dtype=torch.float32, device=mask.device)
-        size = self.args.per_device_train_batch_size
-        for start in range(0, shape[0], size):
-            rows = slice(start, start + size)
-            part, counted = part_of(out, rows), mask[rows]
-            signals = self.teachers[name].score(as_batch(part, counted))
-            targets = part["completion_ids"][counted]
-            if top:
-                ids[rows][counted], best[rows][counted] = self.formulas.likeliest(signals, top, self.vocabulary)
-            if kinds - set(WHOLE):
-                logp[rows][counted] = self.formulas.sampled(signals, targets, self.vocabulary, self.tau_teacher)
-        if top:
-            out[f"ids@{name}"], out[f"top@{name}"] = ids, best
-        if kinds - set(WHOLE):
-            out[f"logp@{name}"] = logp
-
-    def _mask_of(self, rollouts: Rollouts) -> Tensor:
-        mask: Tensor = rollouts["completion_mask"]
-        return mask * rollouts["tool_mask"] if "tool_mask" in rollouts else mask
-
     def _looked_at(self, term: TeacherTerm, rollouts: Rollouts) -> Tensor:
         """Boolean ``[B, C]``: the tokens that a term looks at."""
         return rollouts[f"heard@{term.teacher}"] & rollouts[f"kept@{term.name}"].unsqueeze(1)
@@ -214,7 +180,7 @@ class RLTrainer(GRPOTrainer):
         """All tokens over those that a term keeps, over the ranks and the whole rollout; 0 where it keeps none."""
         if f"heard@{term.teacher}" not in out:
             return torch.zeros((), device=self.accelerator.device)
-        counts = torch.stack([self._mask_of(out).sum().float(), self._looked_at(term, out).sum().float()])
+        counts = torch.stack([counted_in(out).sum().float(), self._looked_at(term, out).sum().float()])
         total, kept = self.accelerator.reduce(counts, reduction="sum")
         return torch.where(kept > 0, total / kept.clamp(min=1), 0.0)
 
@@ -266,7 +232,7 @@ class RLTrainer(GRPOTrainer):
     def _trls_loss(self, model: nn.Module, inputs: Rollouts, advantages: Tensor | None) -> Tensor:
         """TRL's own loss with these advantages; where nothing of it is asked for, 0, and the forward that the other
         terms need."""
-        if advantages is None and (self.beta != 0 or self._entropy_bonus_enabled):
+        if advantages is None and (self.beta != 0 or self._entropy_bonus_enabled or self.aux_loss_enabled):
             advantages = torch.zeros_like(inputs["advantages"])
         if advantages is not None:
             return super()._compute_loss(model, inputs | {"advantages": advantages})
@@ -276,12 +242,13 @@ class RLTrainer(GRPOTrainer):
         return 0.0 * logq.sum()
 
     def _negative_aware(self, inputs: Rollouts) -> Tensor:
-        """Its value ``[B, C]``, 0 for the completions that its mask leaves out."""
+        """Its value ``[B, C]``, 0 for the completions that its mask leaves out, corrected for vLLM's probabilities."""
         assert self._seen is not None and self._seen.logq is not None and self.policy is not None
         logq = self._seen.logq
         old = inputs.get("old_per_token_logps", logq.detach())
         graded, rate = inputs["graded"].unsqueeze(1), inputs["pass_rate"].unsqueeze(1)
-        return self.formulas.negative_aware(logq, old, graded, rate) * inputs[f"kept@{self.policy.name}"].unsqueeze(1)
+        value = self.formulas.negative_aware(logq, old, graded, rate) * inputs[f"kept@{self.policy.name}"].unsqueeze(1)
+        return value * inputs.get("importance_sampling_ratio", 1.0)
 
     def _token_weights(self, inputs: Rollouts) -> Tensor:
         accumulation = float(self.current_gradient_accumulation_steps)
@@ -289,7 +256,7 @@ class RLTrainer(GRPOTrainer):
         if self.loss_type in OVER_STEP:  # TRL's count spans the generation, of which a step is a part
             items = items * accumulation / self.args.steps_per_generation
         return token_weights(
-            self.loss_type, self._mask_of(inputs), longest=self.max_completion_length, items=items,
+            self.loss_type, counted_in(inputs), longest=self.max_completion_length, items=items,
             accumulation=accumulation,
         )  # fmt: skip
 
@@ -328,7 +295,8 @@ class RLTrainer(GRPOTrainer):
         ones = torch.ones(2, dtype=torch.int64, device=hidden.device)
 
         def at_head(states: Tensor) -> Tensor:
-            loss, tally = objective(states, head_of(student), {term.teacher: signals}, batch, ones)
+            heads, taught = head_of(student), {term.teacher: signals}
+            loss, tally = objective(states, heads, taught, batch, ones, step=self.state.global_step)
             self.measured.add({f"{term.name}/loss": tally[f"{term.name}/value"]})
             if term.kind == "reverse_kl" and term.estimator == "exact":  # of the likeliest tokens it is a lower bound
                 self.measured.add({f"{term.name}/reverse_kl": tally[f"{term.name}/value"].clone()})
@@ -362,6 +330,8 @@ class RLTrainer(GRPOTrainer):
             for term in [*self.terms, *([self.policy] if self.policy else [])]:
                 if callable(term.weight):
                     logs[f"{term.name}/weight"] = term.weight(step)
+            for objective in self.whole_terms.values():
+                logs.update(objective.scheduled(step))
             logs["tokens"] = int(self.tokens_seen)
         self._metrics["eval"].clear()
         super().log(logs, start_time)
@@ -371,6 +341,7 @@ class RLTrainer(GRPOTrainer):
             "tokens_seen": int(self.tokens_seen), "completions_seen": self.completions_seen,
             "seconds": seconds_of(self), "unlogged": unlogged(self), "micro_batches": self._step,
             "metrics": dict(self._metrics["train"]), "some_ended": self.ends_seen.some,
+            "entropy": {name: getattr(self, name) for name in ENTROPY_CONTROL if self.use_adaptive_entropy},
         }  # fmt: skip
 
         def save() -> None:
@@ -389,6 +360,8 @@ class RLTrainer(GRPOTrainer):
             self.completions_seen = mark["completions_seen"]
             self._step = mark["micro_batches"]
             self.ends_seen.some = mark["some_ended"]
+            for name, value in mark.get("entropy", {}).items():
+                setattr(self, name, value)
             for name, values in mark["metrics"].items():
                 self._metrics["train"][name].extend(values)
             device = self.accelerator.device

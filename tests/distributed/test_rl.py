@@ -35,19 +35,21 @@ calls = 0
 def third(prompt, completion, reference):
     global calls
     calls += 1
+    if calls % 4 == 2:
+        return float("nan")
     return float(calls % 4 == 3 or (calls % 4 == 0 and len(str(prompt)) % 2 == 0))
 """
 
 
-def kdrl(inputs: Path, output: Path, **kd: Any) -> dict[str, Any]:
+def kdrl(inputs: Path, output: Path, policy: str = "grpo", beta: float = 0.0, **kd: Any) -> dict[str, Any]:
     """KDRL, two groups of four a step: one a process where there are two."""
     (output / "own.py").write_text(REWARD)
     data = changed(
-        recipe(inputs), objective={"terms": {"policy": {"term": "grpo"}, "kd": {"term": "reverse_kl", **kd}}},
+        recipe(inputs), objective={"terms": {"policy": {"term": policy}, "kd": {"term": "reverse_kl", **kd}}},
         eval={"datasets": []},
         train={"method": "rl", "max_length": None, "max_completion_length": 8, "max_steps": 4, "num_generations": 4,
                "per_device_train_batch_size": 8, "gradient_accumulation_steps": 1, "eval_strategy": "no",
-               "eval_steps": None, "generation_kwargs": {"do_sample": False}, "learning_rate": 1e-3},
+               "eval_steps": None, "generation_kwargs": {"do_sample": False}, "learning_rate": 1e-3, "beta": beta},
     )  # fmt: skip
     data["objective"]["temperature"] = {"student": 1.0, "teacher": 1.0}
     data["rewards"] = [{"path": f"{output / 'own.py'}:third", "name": "third", "column": None, "correct": True}]
@@ -60,6 +62,8 @@ def wanted(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]
     return {
         "k2": kdrl(inputs, folder, weight=0.1),
         "kept": kdrl(inputs, folder, weight=0.1, estimator="exact", mask="incorrect", normalize="kept"),
+        "shaped": kdrl(inputs, folder, beta=0.1, weight=0.1, estimator="k1_reward"),
+        "nft": kdrl(inputs, folder, policy="nft", weight=1.0, estimator="topk", k=64),
     }
 
 
@@ -73,7 +77,9 @@ def assert_same(one: Path, two: Path) -> None:
     found = differences(one, two, "loss")
     assert {k: v for k, v in found.items() if v > EQUAL and k not in CLOCKS} == {}
     first = lines(one, "loss").values()
-    assert all(row["policy/without_contrast"] < 1 and row["kd/loss"] > 1e-3 for row in first), "nothing is learned"
+    heard = [row.get("kd/loss", row.get("kd/reverse_kl")) for row in first]
+    assert all(row["policy/without_contrast"] < 1 for row in first) and min(heard) > 1e-3, "nothing is learned"
+    assert {row["rewards/third/masked"] for row in first} == {2.0}
 
 
 def test_two_processes_are_one(here: dict[str, Path], wanted: dict[str, dict[str, Any]], tmp_path: Path) -> None:

@@ -263,6 +263,7 @@ def test_verify_holds_its_laws_on_what_both_have_drawn(inputs: Path, tmp_path: P
          "train.temperature: 0.7 changes what tokens are drawn from, and the importance weight of token"),
         ({"teachers": [], "objective__terms": {"ce": {"term": "cross_entropy", "completions": "data"}},
           "train__lmbda": 0.5}, "train.teacher_mixture: 0.3, and there are 0 teachers: give the one"),
+        ({"train__teacher_mixture": None, "objective__terms": {"token": TOKEN}}, "importance is 1 where the student"),
         ({"objective__terms__future__token_weight": None}, "give {by: importance}"),
         ({"objective__terms__future__token_weight": {"by": "student_entropy"}}, "give importance, or leave it out"),
         ({"objective__terms__future__alpha": 0.5}, "is not a knob of future_reverse_kl"),

@@ -5,11 +5,13 @@ a theorem.
 """
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from torch.testing import assert_close
 
+from llmkd.trainers import hearing
 from llmkd.trainers.policy_terms import PolicyTerm, TeacherTerm
 from llmkd.trainers.rollouts import as_batch
 
@@ -149,24 +151,45 @@ def test_a_teacher_that_is_first_heard_in_the_middle_of_a_rollout(folder: Path) 
     assert ["kd/loss" in line for line in logged] == [False, True, False, True]
 
 
+@pytest.mark.parametrize("estimator", ["k1_reward", "k2"])
+def test_a_teacher_that_is_first_heard_in_a_step_that_two_rollouts_share(folder: Path, estimator: str) -> None:
+    """The second rollout begins in the middle of step 0, in which nobody is heard, and ends in step 1."""
+    several = {"steps_per_generation": 2, "gradient_accumulation_steps": 3, "per_device_train_batch_size": 4}
+    logged = lines(rl(folder, GRPO, [heard(estimator, lambda step: 0.1 * (step > 0))], max_steps=3, **several))
+    assert ["kd/reverse_kl" in line for line in logged][1:] == [True, True]
+
+
+def test_a_knob_follows_its_schedule(folder: Path) -> None:
+    """The student stands still, so each step is as with the number that the schedule has there."""
+
+    def losses(t: Any) -> list[dict[str, Any]]:
+        term = TeacherTerm("kd", "t", kind="taid", estimator="exact")
+        return lines(rl(folder, None, [term], knobs={"t": t}, learning_rate=0.0))
+
+    moving, first, second = losses(lambda step: 0.3 + 0.5 * step), losses(0.3), losses(0.8)
+    assert moving[0]["kd/loss"] == first[0]["kd/loss"] and moving[1]["kd/loss"] == second[1]["kd/loss"]
+    assert moving[1]["kd/loss"] != pytest.approx(first[1]["kd/loss"], rel=0.1)
+    assert [line["kd/t"] for line in moving] == pytest.approx([0.8, 1.3])
+
+
 def test_completions_that_do_not_end_are_said_once(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
     rl(folder, GRPO, max_steps=3)
     assert caplog.text.count("not one completion of the step ended by itself") == 1
 
 
-def test_an_end_that_is_not_the_teachers_own_is_not_heard(folder: Path) -> None:
+def test_an_end_that_is_not_the_teachers_own_is_not_heard(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The student ends with 1, the teacher with 2: there, and only there, the teacher's term looks away."""
     trainer = rl(folder, GRPO, [heard("k2")], ends=[2], train=False, max_steps=1)
     eos = trainer.processing_class.eos_token_id
     noted = {}
-    inner = trainer._ask
+    inner = hearing.ask
 
-    def ask(name, out):
+    def ask(trainer: Any, name: str, out: dict[str, Any]) -> None:
         out["completion_ids"][:, 2] = eos
-        inner(name, out)
+        inner(trainer, name, out)
         noted.update(out)
 
-    trainer._ask = ask
+    monkeypatch.setattr("llmkd.trainers.rl.ask", ask)
     trainer.train()
     foreign = noted["completion_ids"] == eos
     assert foreign.any() and not noted["heard@t"][foreign].any()

@@ -7,12 +7,12 @@ import pytest
 import torch
 from torch import Tensor
 from torch.testing import assert_close
-from transformers import AutoModelForCausalLM, TrainerCallback
+from transformers import AutoModelForCausalLM, Qwen2MoeConfig, TrainerCallback
 from trl import GRPOTrainer
 
 from llmkd.trainers.policy_terms import PolicyTerm, TeacherTerm
 
-from rollouts import GRPO, lines, models, rl
+from rollouts import GRPO, VOCABULARY, lines, models, prompts, rl
 
 NFT = PolicyTerm("policy", "nft")
 END = 1  # of the tiny tokenizer
@@ -88,6 +88,43 @@ def test_as_an_advantage_a_teacher_has_its_weight_whatever_the_policys_is(
     reward, loss = (first_step(folder, [heard(estimator)], policy=policy)[0] for estimator in ("k1_reward", "k2"))
     assert_close(reward, loss, rtol=1e-4, atol=1e-7)
     assert not torch.allclose(loss, first_step(folder, [], policy=policy)[0], rtol=1e-2)
+
+
+@pytest.mark.parametrize(("policy", "terms"), [(NFT, []), (None, [heard()]), (None, [heard("k1_reward")])])
+def test_what_another_engine_drew_weighs_what_it_is_worth(
+    folder: Path, policy: PolicyTerm | None, terms: list[TeacherTerm]
+) -> None:
+    """TRL's correction for the probabilities of vLLM; where it is a half, so are loss and gradient."""
+
+    def gradient(ratio: float) -> Tensor:
+        torch.manual_seed(0)
+        trainer = rl(folder, policy, terms, train=False, max_steps=1)
+        trainer.model.train()
+        trainer.current_gradient_accumulation_steps = 1
+        inputs = [{"prompt": row["prompt"], "domain_id": 0} for row in prompts().select(range(2)) for _ in range(4)]
+        rollouts = trainer._generate_and_score_completions(inputs)
+        if ratio != 1:
+            trainer.use_vllm = trainer.vllm_importance_sampling_correction = True  # of the loss alone
+            rollouts["importance_sampling_ratio"] = ratio * rollouts["completion_mask"].float()
+        loss = trainer._compute_loss(trainer.model, rollouts)
+        return torch.cat([g.flatten() for g in torch.autograd.grad(loss, list(trainer.model.parameters()))])
+
+    whole = gradient(1.0)
+    assert_close(gradient(0.5), whole / 2, rtol=1e-4, atol=1e-8)
+    assert float(whole.norm()) > 1e-4
+
+
+def test_a_routers_loss_is_the_same_whatever_the_policy(tmp_path: Path) -> None:
+    folder = models(tmp_path)
+    config = Qwen2MoeConfig(
+        vocab_size=VOCABULARY, hidden_size=32, intermediate_size=32, moe_intermediate_size=16, num_hidden_layers=2,
+        shared_expert_intermediate_size=16, num_attention_heads=4, num_key_value_heads=2, num_experts=4,
+        num_experts_per_tok=2, router_aux_loss_coef=0.5, max_position_embeddings=128,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    AutoModelForCausalLM.from_config(config).save_pretrained(folder / "student")
+    found = [first_step(folder, [heard()], policy=policy)[1]["aux_loss"] for policy in [GRPO, *POLICIES]]
+    assert found == pytest.approx([found[0]] * len(found)) and found[0] > 0.1
 
 
 def test_a_training_that_is_over_takes_no_step_more(folder: Path) -> None:
