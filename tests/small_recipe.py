@@ -110,7 +110,6 @@ def _shorten(recipe: dict[str, Any]) -> None:
     train |= {key: False for key in ("use_vllm",) if key in train}
     if train["method"] == "rl":
         train |= {"num_generations": 2, "gradient_accumulation_steps": 1}
-    if train["method"] == "rl" or train.get("seq_kd"):
         train.pop("max_length")
     train.pop("dataset_num_proc", None)
     evaluation["max_rows"] = 2

@@ -37,6 +37,8 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "def short(prompt, completion, reference):\n    return float(len(completion) < 20)\n\n\n"
         "def broken(prompt, completion, reference):\n    raise KeyError('no such thing')\n\n\n"
         "def nan(prompt, completion, reference):\n    return float('nan')\n\n\n"
+        "counted = 0\n\n\ndef every_fourth(prompt, completion, reference):\n    global counted\n    counted += 1\n"
+        "    return float(counted % 4 == 0)\n\n\n"
         "calls = 0\n\n\ndef now_and_then(prompt, completion, reference):\n    global calls\n    calls += 1\n"
         "    return float('nan') if calls % 4 == 1 else float(calls % 4 == 2)\n"
     )
@@ -196,6 +198,16 @@ def test_where_one_of_several_rewards_fails_nothing_is_learned_from_that_sample(
     assert first == [0, 0] and all(value != 0 for pair in others for value in pair)
     logged = trainer.state.log_history[0]
     assert (logged["rewards/short/masked"], logged["rewards/other/masked"]) == (2, 0)
+
+
+def test_a_reward_that_is_only_watched_may_fail(inputs: Path, tmp_path: Path) -> None:
+    """Its weight is 0: the sum of the others is whole."""
+    data = recipe(inputs, tmp_path / "run", train__max_steps=1)
+    data["rewards"][0]["path"] = f"{inputs / 'own.py'}:every_fourth"
+    data["rewards"].append({"path": f"{inputs / 'own.py'}:nan", "name": "watched", "column": None, "weight": 0.0})
+    assert main_with(data) == 0
+    line = metrics(tmp_path / "run")[0]
+    assert line["rewards/watched/masked"] == 8 and line["policy/without_contrast"] == 0 and line["reward_std"] > 0
 
 
 def test_a_compiled_loss_is_the_same_loss(inputs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -82,8 +82,6 @@ def _seq_kd(recipe: Recipe) -> Iterator[Problem]:
         return
     if recipe.train.options.get("lmbda", 1.0) == 1 and not recipe.train.options.get("pairs"):
         yield "train.seq_kd", "no step reads the teacher's completions with lmbda: 1: give train.lmbda below 1"
-    if recipe.train.options.get("max_length") is not None:
-        yield "train.max_length", "is not read with seq_kd: the teacher's completions end at max_completion_length"
     if len(recipe.teachers) != 1:
         yield "train.seq_kd", f"true, and there are {len(recipe.teachers)} teachers: give the one that writes"
 

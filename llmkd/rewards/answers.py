@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import re
 
+from llmkd.rewards.units import without_unit
+
 FORMS = ("boxed", "answer")
 LONGEST = 400
 """Characters of an answer; a longer one is none. The longest of the MATH data set has 159."""
@@ -20,9 +22,7 @@ _SENTENCE = re.compile(r"(?i)\bthe (?:final |correct )?answer is\b:?")
 _LINE = re.compile(r"(?im)^[ \t>*_#-]*(?:the )?(?:final )?answer[*_]*[ \t]*:|^[ \t]*####")
 _WRAPPERS = re.compile(r"\\(?:text|textbf|textit|mathrm|mathbf|mbox)\s*\{([^{}]*)\}")
 _THOUSANDS = re.compile(r"(?<![\d,.])\d{1,3}(?:,\d{3})+(?!\d|,\d)")
-_WITH_UNIT = re.compile(
-    r"([+-]?(?:\d+(?:\.\d+)?|\.\d+)) *(?:°|[A-Za-z](?:[A-Za-z ./]{0,40}[A-Za-z])?(?:\^\{?[23]\}?)?)"
-)
+_GROUPED = re.compile(r"[+-]?\d{1,3}(?: \d{3})+(?:\.\d+)?")
 _NOTHING = ("\\left", "\\right", "\\!", "\\%", "%", "^{\\circ}", "^\\circ", "\\$", "$", "€", "£", "\\(", "\\)")
 _BOLD = re.compile(r"(?<![\w)}])\*\*|\*\*(?![\w({\\])")
 _SPACES = ("\\,", "\\;", "\\:", "\\ ", "~", "\\quad", "\\qquad", "\n", "\t")
@@ -57,10 +57,9 @@ def normal(answer: str) -> str:
     answer = " ".join(answer.split()).rstrip(".").strip()
     if not re.search(r"[(\[{]", answer):
         answer = _THOUSANDS.sub(lambda found: found.group().replace(",", ""), answer)
-    unit = _WITH_UNIT.fullmatch(answer)
-    if unit and len(re.split(r"\s(?:and|or)\s", answer)) == 1 and not _is_product(answer):
-        return unit.group(1)
-    return answer
+    if _GROUPED.fullmatch(answer):
+        answer = answer.replace(" ", "")
+    return without_unit(answer)
 
 
 def parts(answer: str) -> list[str]:
@@ -76,11 +75,6 @@ def parts(answer: str) -> list[str]:
         else:
             found[-1] += piece
     return [part.strip() for part in found if part.strip()]
-
-
-def _is_product(answer: str) -> bool:
-    """Whether the letters after a number are one variable, as in ``2x``, and no unit."""
-    return re.fullmatch(r"[+-]?[\d.]+[A-Za-z](?:\^\{?[23]\}?)?", answer) is not None
 
 
 def _last_box(text: str) -> str | None:

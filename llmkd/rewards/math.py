@@ -17,6 +17,9 @@ _FRACTION = re.compile(r"([+-]?)(?:\\frac\{(\d+)\}\{(\d+)\}|\\frac(\d)(\d)|(\d+)
 _NAME = re.compile(r"\\?[A-Za-z]+(?:_\{?\w+\}?)?(?:\([A-Za-z, ]{1,9}\))?")
 _EQUALS = re.compile(r"(?<![<>!:\\=])=(?!=)")
 # Numbers that would only be made to keep the processor busy: a^b^c, exponents of five digits, factorials of four.
+_BASED = re.compile(r"(\d[\dA-Za-z]*)_\{?(\d+)\}?")
+DEEPEST = 20
+"""Brackets in each other; in the answers of MATH there are 3."""
 _TOO_LARGE = re.compile(r"\^\s*\{?\s*-?\d{5}|\d\s*\}?\s*\^\s*\{?\s*\d+\s*\}?\s*\^|\d{4}\s*!|!\s*!")
 
 
@@ -28,8 +31,9 @@ def math(prompt: Any, completion: str, reference: Any, *, forms: Sequence[str] =
     list equals a list of as many members, each equal to one of the other, or one answer that each member is equal to,
     so naming several candidates earns nothing; in a chain ``a = b = c`` each side must be right, but a name at its
     head.  Numbers are compared exactly where both are written as integers and decimals, or both as fractions; all else
-    by math-verify, whole expression against whole expression, a rounded number to six digits.  An answer of over 400
-    characters, a list of over ten and one that takes over two seconds of the processor to judge are wrong.
+    by math-verify, whole expression against whole expression, a rounded number to six digits.  A number's unit may be
+    left out, and its base (``101_2``) too; another base is wrong.  Wrong are, too, an answer of over 400 characters, a
+    list of over ten, brackets over 20 deep, and what takes over two seconds of the processor to judge.
 
     reference: an answer (text or number), or a whole solution of GSM8K or MATH that holds one.
 
@@ -84,8 +88,9 @@ def _same(given: str, gold: str) -> bool:
 
 
 def _text(answer: str) -> str:
-    """The answer to compare as text: no spaces; words in small letters; a choice without its brackets."""
-    plain = re.sub(r"\s", "", answer)
+    """The answer to compare as text: no spaces but between digits; words in small letters; a choice without its
+    brackets."""
+    plain = re.sub(r"(?<!\d)\s|\s(?!\d)", "", answer)
     choice = re.fullmatch(r"\(([A-Za-z])\)", plain)
     plain = choice.group(1) if choice else plain
     return plain.casefold() if plain.isalpha() and len(plain) > 1 else plain
@@ -95,6 +100,11 @@ def _one_same(given: str, gold: str) -> bool:
     """Whether two answers that are no lists are equal, an equation's sides each for itself."""
     if _text(given) == _text(gold):
         return True
+    if (_words(given) and _words(gold)) or _nested(given) or re.search(r"\d\s+\d", given):
+        return False
+    based, asked = _BASED.fullmatch(given), _BASED.fullmatch(gold)
+    if based or asked:  # where the question names the base, the answer may leave it out
+        return asked is not None and (based.groups() == asked.groups() if based else given == asked.group(1))
     ours, theirs = _EQUALS.split(given), _EQUALS.split(gold)
     if len(ours) > 1 and len(theirs) == 1:
         sides = ours[1:] if _NAME.fullmatch(ours[0].strip()) else ours
@@ -108,6 +118,21 @@ def _one_same(given: str, gold: str) -> bool:
     if _TOO_LARGE.search(given) or _TOO_LARGE.search(given.replace("**", "^")):
         return False
     return _judged(_latex(given), _latex(gold))
+
+
+def _words(answer: str) -> bool:
+    """Whether an answer is words and no product of variables."""
+    return re.fullmatch(r"[A-Za-z]{4,}|[A-Za-z]+(?: [A-Za-z]+)+", answer) is not None
+
+
+def _nested(answer: str) -> bool:
+    """Whether brackets stand in each other so deep that they would only be made to keep the processor busy."""
+    depth = 0
+    for sign in answer:
+        depth += (sign in "([{") - (sign in ")]}")
+        if depth > DEEPEST:
+            return True
+    return False
 
 
 def _exact(answer: str) -> Fraction | None:

@@ -28,7 +28,8 @@ class OnPolicySettings(SampleSettings, DistillationConfig):
         default=False, metadata={"help": "Every step has the data's completion and the student's own of each prompt."}
     )
     seq_kd: bool = field(
-        default=False, metadata={"help": "The data's completions are the teacher's own, drawn before the training."}
+        default=False,
+        metadata={"help": "The data's completions are the teacher's own, drawn before training; none is truncated."},
     )
     teacher_mixture: float = field(
         default=0.0,

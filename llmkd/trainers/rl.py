@@ -125,7 +125,8 @@ class RLTrainer(GRPOTrainer):
         failed = rewards.isnan()
         for name, count in zip(self.reward_func_names, failed.sum(0).tolist(), strict=True):
             self._metrics["train"][f"rewards/{name}/masked"].append(float(count))
-        rewards = rewards.masked_fill(failed.any(1, keepdim=True), torch.nan)  # a sum without one of them is another
+        summed = self.reward_weights.to(failed.device) != 0  # without one of these it would be another sum
+        rewards = rewards.masked_fill((failed & summed).any(1, keepdim=True), torch.nan)
         if self.policy is not None:
             read = self._graded if self.policy.kind == "nft" else weighed(rewards, self.reward_weights)
             silent = without_contrast(read, self.num_generations).float().mean().item()

@@ -50,7 +50,7 @@ def recipes(inputs: Path) -> dict[str, dict[str, Any]]:
         "pairs": changed(base, train={**likeliest, "lmbda": None, "pairs": True}, objective={"terms": kinds}),
         "replay": changed(base, train={**likeliest, "lmbda": 1.0, "replay_capacity": 20, "max_steps": 9}),
         "lora": lora,
-        "seq": changed(base, train={"lmbda": 0.0, "seq_kd": True, "max_length": None}),
+        "seq": changed(base, train={"lmbda": 0.0, "seq_kd": True}),
     }
 
 

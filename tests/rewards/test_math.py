@@ -52,6 +52,18 @@ RIGHT = [
     (r"\boxed{\left( 3, \frac{\pi}{2} \right)}", r"(3,\pi/2)"),
     (r"\boxed{(-\infty, 3]}", r"x \in (-\infty,3]"),
     (r"\boxed{\text{even}}", "Even"),
+    (r"\boxed{5 x^2}", "5x^2"),
+    (r"\boxed{2 n}", "2n"),
+    (r"\boxed{2\pi}", "2 pi"),
+    (r"\boxed{5\text{ cm}^2}", "5"),
+    (r"\boxed{10km/h}", "10"),
+    (r"\boxed{12 \text{ sq. ft}}", "12"),
+    (r"\boxed{20 \text{ miles per hour}}", "20"),
+    (r"\boxed{8 \text{ p.m.}}", "8"),
+    (r"\boxed{7 students in the class}", "7"),
+    (r"\boxed{1\,234\,567}", "1234567"),
+    (r"\boxed{1011_{2}}", "1011_2"),
+    (r"\boxed{1011}", "1011_2"),
     (r"\boxed{\textbf{(C)}}", "C"),
     (r"\boxed{\begin{pmatrix} 1 \\ 2 \end{pmatrix}}", r"\begin{pmatrix}1\\2\end{pmatrix}"),
 ]
@@ -108,6 +120,17 @@ HOSTILE = [
     (r"\boxed{1,234}", "1, 234"),
     (r"\boxed{\boxed{41} \neq 42}", "42"),
     (r"\boxed{True}", "42"),
+    (r"\boxed{12}", "12xy^2"),
+    (r"\boxed{12ab}", "12xy^2"),
+    (r"\boxed{3ab}", "3cd"),
+    (r"\boxed{5}", "5 x^2"),
+    (r"\boxed{2 i}", "2"),
+    (r"\boxed{2}", "2 pi"),
+    (r"\boxed{2 \text{ million}}", "2"),
+    (r"\boxed{1011_3}", "1011_2"),
+    (r"\boxed{11_2}", "11"),
+    (r"\boxed{1 2}", "12"),
+    (r"\boxed{\text{evens}}", r"\text{seven}"),
     ("Answer: __import__('os').system('exit 1')", "42"),
     (r"\boxed{\input{/etc/passwd}}", "42"),
     ("Answer: \ud800\x00", "42"),
@@ -138,6 +161,13 @@ ENDLESS = [
     "answer" + " " * 10**6 + ":",
     "$" * 10**6,
 ]
+
+
+@pytest.mark.parametrize("opened", ["(", "{", "["])
+def test_deep_brackets_are_not_even_asked_about(opened: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_judged", pytest.fail)
+    closed = {"(": ")", "{": "}", "[": "]"}[opened]
+    assert math("", rf"\boxed{{{opened * 150}1{closed * 150}}}", r"\sqrt{2}") == 0.0
 
 
 @pytest.mark.parametrize("completion", ENDLESS, ids=range(len(ENDLESS)))
@@ -237,7 +267,7 @@ def test_math500_answers_are_read_by_math_verify(assets: Path) -> None:
     """An answer that text alone would not find equal to itself: a zero is added to it."""
     data = [row["answer"] for row in rows(assets, "math500.jsonl.gz")]
     shapes = [answer for answer in data if "sqrt" in answer or "\\pi" in answer or answer in ("x", "y")] + [
-        answer for answer in data if "x" in answer and "text" not in answer
+        answer for answer in data if "x" in answer and "text" not in answer and "mbox" not in answer
     ]
     plain = [answer for answer in shapes if not set(answer) & set("=,<>()[]") and "matrix" not in answer]
     assert len(plain) > 30
