@@ -65,6 +65,10 @@ def build(
         from llmkd.build_onpolicy import build_onpolicy
 
         return build_onpolicy(recipe, callbacks, rows, draws)
+    return _build_offpolicy(recipe, callbacks, rows)
+
+
+def _build_offpolicy(recipe: Recipe, callbacks: list[Any] | None, rows: Rows | None) -> Job:
     args = settings_of(recipe)
     check_best_metric(recipe, args)
     set_seed(recipe.run.seed)  # a fresh student starts from the same weights, whatever it is trained on

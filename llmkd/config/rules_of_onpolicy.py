@@ -60,10 +60,8 @@ def _share(recipe: Recipe) -> Iterator[Problem]:
         yield "train.replay_capacity", "with lmbda: 0 the student writes nothing to keep: give train.lmbda above 0"
     read = {"data": share < 1, "own": share > 0 or adaptive}
     for name, term in recipe.objective.terms.items():
-        where, otherwise = (
-            f"objective.terms.{name}",
-            f"and with train.lmbda: {share:g} no step is on them: give another",
-        )
+        where = f"objective.terms.{name}"
+        otherwise = f"and with train.lmbda: {share:g} no step is on them: give another"
         if term.completions is not None and not read[term.completions]:
             yield f"{where}.completions", f"{term.completions}, {otherwise} lmbda, or train.pairs: true"
         elif term.term in SEQUENCE_TERMS and not read["own"]:

@@ -85,6 +85,7 @@ def of_recipe(recipe: Recipe) -> Iterator[Problem]:
     if policies and not recipe.rewards:
         yield "rewards", "are missing: a policy learns from them: give some, such as [{kind: math, correct: true}]"
     yield from _temperatures(recipe)
+    yield from _not_read(recipe)
 
 
 def _of_other_methods(recipe: Recipe) -> Iterator[Problem]:
@@ -117,9 +118,6 @@ def _temperatures(recipe: Recipe) -> Iterator[Problem]:
                 f"{sampled[0]} looks at the distribution they are drawn from: give the same to both"
             ),
         )
-    if recipe.objective.compiled and not any(_made_whole(term) for term in recipe.objective.terms.values()):
-        said = "true, but no term is made over the whole vocabulary (estimator: exact or topk): leave it out"
-        yield "objective.compiled", said
     liked = [n for n, t in recipe.objective.terms.items() if t.estimator == "topk"]
     if liked and tau.teacher != 1:
         yield (
@@ -127,9 +125,16 @@ def _temperatures(recipe: Recipe) -> Iterator[Problem]:
             f"{shown(tau.teacher)}, but {liked[0]} hears the likeliest tokens of the teacher as it is: give 1, or "
             "estimator: exact",
         )
+
+
+def _not_read(recipe: Recipe) -> Iterator[Problem]:
+    """Keys of the whole objective that would change nothing, or the wrong way."""
     beta = number_or(recipe.train.options.get("beta"), 0.0)
     if beta < 0:
         yield "train.beta", f"{beta:g} would reward leaving the reference model: give 0 or more"
+    if recipe.objective.compiled and not any(_made_whole(term) for term in recipe.objective.terms.values()):
+        said = "true, but no term is made over the whole vocabulary (estimator: exact or topk): leave it out"
+        yield "objective.compiled", said
     if recipe.objective.logit_standardize:
         yield "objective.logit_standardize", "is not read by method: rl: leave it out"
 

@@ -13,6 +13,7 @@ import re
 import resource
 import sys
 from contextlib import suppress
+from dataclasses import replace
 from typing import Any
 
 MEMORY = 4 * 2**30
@@ -75,8 +76,9 @@ def _expression(latex: str) -> Any:
     """The expression of LaTeX without dollar signs, None where it is none."""
     from math_verify import LatexExtractionConfig, parse
 
-    reading = [LatexExtractionConfig(boxed_match_priority=-1)]
-    found = parse(f"${latex}$", reading, fallback_mode="no_fallback", extraction_mode="first_match",
+    reading = LatexExtractionConfig(boxed_match_priority=-1)  # units are our caller's affair: to it 4ab is a product
+    reading = replace(reading, normalization_config=replace(reading.normalization_config, units=False))
+    found = parse(f"${latex}$", [reading], fallback_mode="no_fallback", extraction_mode="first_match",
                   parsing_timeout=None)  # fmt: skip
     return found[0] if found else None
 

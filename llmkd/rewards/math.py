@@ -13,10 +13,12 @@ from llmkd.rewards import bounded
 from llmkd.rewards.answers import FORMS, LONGEST, MOST_PARTS, final_answer, normal, parts
 
 _NUMBER = re.compile(r"[+-]?(?:\d+(?:\.\d*)?|\.\d+)")
+_MIXED = re.compile(r"([+-]?\d+) (\d+) */ *([1-9]\d*)")
 _FRACTION = re.compile(r"([+-]?)(?:\\frac\{(\d+)\}\{(\d+)\}|\\frac(\d)(\d)|(\d+) */ *(\d+))")
 _NAME = re.compile(r"\\?[A-Za-z]+(?:_\{?\w+\}?)?(?:\([A-Za-z, ]{1,9}\))?")
 _EQUALS = re.compile(r"(?<![<>!:\\=])=(?!=)")
 # Numbers that would only be made to keep the processor busy: a^b^c, exponents of five digits, factorials of four.
+_DIGITS_APART = re.compile(r"[+-]?[\d.]+(?: [\d.]+)+")
 _BASED = re.compile(r"(\d[\dA-Za-z]*)_\{?(\d+)\}?")
 DEEPEST = 20
 """Brackets in each other; in the answers of MATH there are 3."""
@@ -100,8 +102,10 @@ def _one_same(given: str, gold: str) -> bool:
     """Whether two answers that are no lists are equal, an equation's sides each for itself."""
     if _text(given) == _text(gold):
         return True
-    if (_words(given) and _words(gold)) or _nested(given) or re.search(r"\d\s+\d", given):
-        return False
+    if (_words(given) and _words(gold)) or _nested(given) or _DIGITS_APART.fullmatch(given):
+        return (
+            False  # as math-verify would not have it: it takes words for products, and digits in a row for one number
+        )
     based, asked = _BASED.fullmatch(given), _BASED.fullmatch(gold)
     if based or asked:  # where the question names the base, the answer may leave it out
         return asked is not None and (based.groups() == asked.groups() if based else given == asked.group(1))
@@ -121,8 +125,8 @@ def _one_same(given: str, gold: str) -> bool:
 
 
 def _words(answer: str) -> bool:
-    """Whether an answer is words and no product of variables."""
-    return re.fullmatch(r"[A-Za-z]{4,}|[A-Za-z]+(?: [A-Za-z]+)+", answer) is not None
+    """Whether an answer is words and no product of variables: nothing but letters, and a word of four."""
+    return re.fullmatch(r"[A-Za-z ]*[A-Za-z]{4}[A-Za-z ]*", answer) is not None
 
 
 def _nested(answer: str) -> bool:
@@ -139,6 +143,9 @@ def _exact(answer: str) -> Fraction | None:
     """The number that an integer, a decimal or a fraction of integers stands for."""
     if _NUMBER.fullmatch(answer):
         return Fraction(answer)
+    if mixed := _MIXED.fullmatch(answer):
+        whole, above, below = mixed.groups()
+        return int(whole) + Fraction(int(above), int(below)) * (-1 if whole.startswith("-") else 1)
     found = _FRACTION.fullmatch(answer)
     if found is None:
         return None

@@ -70,8 +70,8 @@ def advantages_of(
     """Those of the rewards times GRPO's weight, and those of the teachers (``shaped@TERM``) times theirs; None where
     there are none.
 
-    TRL's surrogate is linear in them, so the weight of a policy is theirs: ``beta`` and the entropy bonus, which TRL
-    adds to it, do not change with it.
+    TRL's surrogate grows in proportion to them, so the weight of a policy is theirs: ``beta`` and the entropy bonus,
+    which TRL adds to it, do not change with it.
     """
     share = at(policy.weight, step) if policy is not None and policy.kind == "grpo" else 0.0
     found = share * rollouts["advantages"] if share != 0 else None

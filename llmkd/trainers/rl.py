@@ -296,8 +296,8 @@ class RLTrainer(GRPOTrainer):
         ones = torch.ones(2, dtype=torch.int64, device=hidden.device)
 
         def at_head(states: Tensor) -> Tensor:
-            heads, taught = head_of(student), {term.teacher: signals}
-            loss, tally = objective(states, heads, taught, batch, ones, step=self.state.global_step)
+            head, taught = head_of(student), {term.teacher: signals}
+            loss, tally = objective(states, head, taught, batch, ones, step=self.state.global_step)
             self.measured.add({f"{term.name}/loss": tally[f"{term.name}/value"]})
             if term.kind == "reverse_kl" and term.estimator == "exact":  # of the likeliest tokens it is a lower bound
                 self.measured.add({f"{term.name}/reverse_kl": tally[f"{term.name}/value"].clone()})
