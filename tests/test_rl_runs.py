@@ -243,6 +243,7 @@ def test_a_reward_that_raises_can_stop_the_run(inputs: Path, tmp_path: Path, cap
         ({"objective__terms__kd__estimator": "k4"}, "k1_reward, k2, k3, exact, topk"),
         ({"objective__terms__kd": {"term": "jsd", "estimator": "k2"}}, "estimates reverse_kl, not jsd"),
         ({"objective__terms__ce": {"term": "cross_entropy"}}, "is no divergence"),
+        ({"objective__terms__kd__mask": "wrong"}, "mask: 'wrong' is not one of correct, incorrect, group_all_wrong"),
         ({"objective__terms__kd__mask": {"domains": ["sums"]}}, "give correct, incorrect or group_all_wrong"),
         ({"objective__terms__other": {"term": "nft"}}, "keep one of them"),
         ({"objective__terms__kd__advantage": "plain"}, "is read by the term nft, not by reverse_kl: leave it out"),
@@ -281,6 +282,11 @@ def test_once_an_epoch_is_once_an_epoch(inputs: Path, tmp_path: Path) -> None:
     data["train"] |= {"num_train_epochs": 0.5}
     args = built(data).trainer.args
     assert args.save_steps == args.max_steps > 1, "once at the end, where there is no whole epoch"
+
+
+def test_a_mask_of_none_is_no_mask(inputs: Path, tmp_path: Path) -> None:
+    (term,) = built(recipe(inputs, tmp_path / "run", objective__terms__kd__mask="none")).trainer.terms
+    assert term.mask is None
 
 
 def test_verify_of_such_a_recipe_says_what_it_cannot(inputs: Path, tmp_path: Path) -> None:

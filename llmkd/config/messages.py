@@ -1,5 +1,6 @@
 """Turns what pydantic found into sentences for the writer of a recipe."""
 
+import re
 from collections.abc import Collection, Sequence
 from typing import Any, Literal, get_args, get_origin
 
@@ -49,8 +50,10 @@ def _sentence(kind: str, path: Path, given: Any, context: dict[str, Any], train_
     unbuilt = _not_built(given, field)
     if unbuilt:
         return unbuilt
-    if kind == "literal_error" and get_origin(bare(annotation)) is Literal:
-        return one_of(given, get_args(bare(annotation)))
+    if kind == "literal_error":
+        plain = bare(annotation)
+        names = get_args(plain) if get_origin(plain) is Literal else re.findall(r"'([^']*)'", context["expected"])
+        return one_of(given, names)
     if kind == "model_type":
         return f"{shown(given)} is not a mapping: give {_wanted_section(annotation)}"
     if kind in _BOUNDS:

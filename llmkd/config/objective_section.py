@@ -99,7 +99,7 @@ class Term(Section):
     weight: NumberOrSchedule = Field(default=1.0, description="factor of the term: a number or a schedule")
     mask: MaskOrName | None = Field(
         default=None,
-        description="which counted tokens the term reads; method rl: correct, incorrect, group_all_wrong; null is all",
+        description="which tokens it reads; method rl: correct, incorrect, group_all_wrong; null or none is all",
     )
     estimator: Literal["k1_reward", "k2", "k3", "exact", "topk"] | None = Field(
         default=None, description="method rl: how reverse_kl is made on the student's samples; null is k2"
@@ -130,6 +130,11 @@ class Term(Section):
         default=None, description="nft: (c - r) / sqrt(r (1 - r)), c - r, or (c - r) / (1 - r); null is normalised"
     )
     negative_weight: float | None = Field(default=None, ge=0, description="nft: of wrong completions; null is 1")
+
+    @field_validator("mask", mode="before")
+    @classmethod
+    def _none_is_null(cls, value: object) -> object:
+        return None if value == "none" else value
 
     @field_validator("weight")
     @classmethod
